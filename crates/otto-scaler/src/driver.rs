@@ -1,0 +1,87 @@
+//! Starts, watches and ends workers somewhere: child processes here, Pods in a cluster.
+
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use crate::task::{Millis, Outcome, Spec};
+
+/// Which attempt of which worker; its name is derived from it and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct WorkerKey {
+    pub(crate) task_id: String,
+    pub(crate) index: u32,
+    pub(crate) attempt: u32,
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    pub(crate) key: WorkerKey,
+    pub(crate) spec: Spec,
+    /// W3C trace context of the scaler's span.
+    pub(crate) traceparent: Option<String>,
+}
+
+/// A worker as the driver sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Observed {
+    pub(crate) key: WorkerKey,
+    /// Pod or run-directory name.
+    pub(crate) name: String,
+    pub(crate) state: State,
+    pub(crate) created_at: Millis,
+    pub(crate) started_at: Option<Millis>,
+    pub(crate) node_name: String,
+}
+
+/// Where it is in its life.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum State {
+    /// It exists; the job has not begun. With a reason if it cannot begin yet.
+    Created { waiting: Option<Outcome> },
+    Running,
+    /// The job has ended (its log may still be draining).
+    Ended { at: Millis, outcome: Outcome },
+    /// It has been removed.
+    Gone,
+}
+
+/// Why a driver did not do it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DriverError {
+    /// Never possible for this launch; counts as a failed attempt with this outcome.
+    #[error("{}", .0.message)]
+    Refused(Outcome),
+    /// Not now; try again after the given milliseconds.
+    #[error("{message}")]
+    Busy {
+        /// Milliseconds.
+        retry_after: u32,
+        /// What the driver said.
+        message: String,
+    },
+}
+
+/// A place where workers run. Every call may be repeated after a crash: the name makes it the same worker.
+pub(crate) trait Driver: Send + Sync + 'static {
+    /// For logs and messages: `process`, `kubernetes`.
+    fn name(&self) -> &'static str;
+
+    /// Pod or run-directory name of a worker: valid as a DNS-1123 label, at most 63 bytes, the same for the same key.
+    fn worker_name(&self, key: &WorkerKey) -> String;
+
+    /// All workers that exist, survivors of an earlier scaler included. A failure is never "none".
+    fn list(&self) -> BoxFuture<'_, anyhow::Result<Vec<Observed>>>;
+
+    /// Starts a worker. One that exists already under this name is left as it is: that is success, it is the same one.
+    fn create(&self, launch: Launch) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// Asks a worker to stop: SIGTERM, then SIGKILL after the grace period. Ending is observed.
+    fn stop<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>>;
+
+    /// Removes what is left of an ended worker whose log is drained.
+    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>>;
+
+    /// Every change from now on, sent into `changes`; called once, before `list`.
+    fn watch(&self, changes: mpsc::Sender<Observed>) -> anyhow::Result<()>;
+}

@@ -1,0 +1,192 @@
+//! What the scaler knows of a task: the spec fixed by its first event, the target, and a record per worker index.
+//!
+//! Pure data: no clock, no I/O. Times are milliseconds since the Unix epoch.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds since the Unix epoch.
+pub(crate) type Millis = i64;
+
+/// What runs; fixed by the task's first event.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Spec {
+    /// Container image; ignored (and told) by the process driver.
+    pub(crate) image: String,
+    /// Program and its leading arguments. Never empty in a stored record.
+    pub(crate) command: Vec<String>,
+    pub(crate) args: Vec<String>,
+    /// Never holds a name that begins with `OTTO_`.
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) repository: String,
+    pub(crate) commit_sha: String,
+    pub(crate) triggered_by: String,
+    pub(crate) reason: String,
+    /// As the event gave it.
+    pub(crate) timestamp: String,
+    /// Higher goes first. Default 0.
+    pub(crate) priority: i32,
+    /// Longest time one attempt may run; 0: no limit.
+    pub(crate) timeout_seconds: u32,
+    /// Attempts of the job itself (infrastructure failures have a bound of their own). At least 1.
+    pub(crate) max_attempts: u32,
+    pub(crate) resource_class: String,
+    /// W3C trace context of the event.
+    pub(crate) traceparent: Option<String>,
+    /// Unknown fields of the event.
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+/// Where a task is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// Workers are wanted, wait or run.
+    Live,
+    /// Told to stop; its workers are being stopped. Becomes `Cancelled` when none is left.
+    Cancelling,
+    /// Terminal.
+    Succeeded,
+    /// Terminal: a worker failed and may not be tried again.
+    Failed,
+    /// Terminal.
+    Cancelled,
+}
+
+impl Phase {
+    pub(crate) fn is_terminal(self) -> bool {
+        matches!(self, Phase::Succeeded | Phase::Failed | Phase::Cancelled)
+    }
+}
+
+/// A task as stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) task_id: String,
+    /// Rises by one with every stored change; compared before each write.
+    pub(crate) version: u64,
+    pub(crate) spec: Spec,
+    /// Target number of workers.
+    pub(crate) wanted: u32,
+    pub(crate) phase: Phase,
+    /// By index. Grows when `wanted` grows, never shrinks.
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) created_at: Millis,
+    /// Set with a terminal phase.
+    pub(crate) ended_at: Option<Millis>,
+    /// Id of the last stream entry that was applied; `None` for gRPC only.
+    pub(crate) last_entry: Option<EntryId>,
+    /// Why it failed, for people.
+    pub(crate) error: Option<String>,
+}
+
+/// One worker index of a task: its latest attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Worker {
+    pub(crate) index: u32,
+    /// From 1. Stored before the attempt is created.
+    pub(crate) attempt: u32,
+    pub(crate) phase: WorkerPhase,
+    /// Attempts of the job that failed by its own fault so far.
+    pub(crate) job_failures: u32,
+    /// Attempts that failed by the infrastructure's fault so far.
+    pub(crate) infrastructure_failures: u32,
+    /// Not before this time may the attempt be created.
+    pub(crate) not_before: Option<Millis>,
+    pub(crate) created_at: Option<Millis>,
+    pub(crate) started_at: Option<Millis>,
+    pub(crate) ended_at: Option<Millis>,
+    /// How the latest attempt ended.
+    pub(crate) outcome: Option<Outcome>,
+    /// Where it runs; empty for processes on this machine.
+    pub(crate) node_name: String,
+}
+
+/// Where one attempt of one worker is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WorkerPhase {
+    /// To be created when limits and `not_before` allow.
+    Queued,
+    /// Created; the job has not begun.
+    Created,
+    Running,
+    /// Terminal for the attempt: succeeded.
+    Succeeded,
+    /// Terminal: failed for good.
+    Failed,
+    /// Told to stop, not gone yet.
+    Stopping,
+    /// Terminal for the attempt: stopped by scale down or cancel. Started again it is a new attempt.
+    Stopped,
+}
+
+impl WorkerPhase {
+    /// Counts against the limits and the target.
+    pub(crate) fn is_live(self) -> bool {
+        matches!(self, Self::Queued | Self::Created | Self::Running | Self::Stopping)
+    }
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) class: Class,
+    /// 128+n if ended by signal n.
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    /// A sentence for people.
+    pub(crate) message: String,
+}
+
+/// Why an attempt ended; the domain twin of `FailureClass`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Class {
+    /// Exit code 0.
+    Success,
+    /// The job ended with another code, or by a signal not ours.
+    Exited,
+    OutOfMemory,
+    Deadline,
+    Stopped,
+    /// Program or image missing or not runnable.
+    Image,
+    Unschedulable,
+    Quota,
+    Admission,
+    Config,
+    Volume,
+    Evicted,
+    Preempted,
+    NodeLost,
+    /// The agent died; nobody knows how the job ended.
+    AgentLost,
+    Infrastructure,
+}
+
+/// Id of a Redis stream entry, ordered as Redis orders it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct EntryId {
+    pub(crate) millis: u64,
+    pub(crate) sequence: u64,
+}
+
+impl std::fmt::Display for EntryId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.millis, self.sequence)
+    }
+}
+
+impl std::str::FromStr for EntryId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('-').and_then(|(millis, sequence)| {
+            Some(EntryId { millis: millis.parse().ok()?, sequence: sequence.parse().ok()? })
+        });
+        parsed.ok_or_else(|| format!("`{text}` is not a stream entry id (accepted: MILLISECONDS-SEQUENCE)"))
+    }
+}

@@ -1,0 +1,85 @@
+//! proto/ → crates/otto-proto/src/generated, with a pure-Rust compiler.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use anyhow::{Context, bail};
+use prost::Message;
+
+const PACKAGE_DIR: &str = "ottoscaler/v1";
+
+/// Writes the generated code, or with `check` compares it with what is committed.
+pub(crate) fn run(check: bool) -> anyhow::Result<()> {
+    let root = workspace_root();
+    let committed = root.join("crates/otto-proto/src/generated");
+    let scratch = root.join("target/codegen");
+    if scratch.exists() {
+        fs::remove_dir_all(&scratch)?;
+    }
+    fs::create_dir_all(&scratch)?;
+    generate(&root.join("proto"), &scratch)?;
+
+    let fresh = read_all(&scratch)?;
+    if check {
+        let old = read_all(&committed)?;
+        let stale: Vec<_> = fresh
+            .keys()
+            .chain(old.keys())
+            .filter(|name| fresh.get(*name) != old.get(*name))
+            .map(|name| name.display().to_string())
+            .collect();
+        if !stale.is_empty() {
+            bail!("generated code is not up to date: {}; run `cargo xtask codegen`", stale.join(", "));
+        }
+        println!("generated code is up to date");
+        return Ok(());
+    }
+    if committed.exists() {
+        fs::remove_dir_all(&committed)?;
+    }
+    fs::create_dir_all(&committed)?;
+    for (name, bytes) in &fresh {
+        fs::write(committed.join(name), bytes)?;
+        println!("wrote {}", committed.join(name).strip_prefix(&root)?.display());
+    }
+    Ok(())
+}
+
+fn generate(proto: &Path, out: &Path) -> anyhow::Result<()> {
+    let mut files: Vec<PathBuf> = fs::read_dir(proto.join(PACKAGE_DIR))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<anyhow::Result<_>>()?;
+    files.retain(|path| path.extension().is_some_and(|ext| ext == "proto"));
+    files.sort();
+    // With source information, so that reflection shows the comments to `grpcurl describe`.
+    let mut compiler = protox::Compiler::new([proto])?;
+    compiler.include_source_info(true).include_imports(true).open_files(&files)?;
+    let descriptors = compiler.file_descriptor_set();
+    fs::write(out.join("descriptor_set.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .out_dir(out)
+        .bytes(".ottoscaler.v1")
+        .type_attribute(".", "#[allow(missing_docs)]")
+        .server_mod_attribute(".", "#[allow(missing_docs)]")
+        .client_mod_attribute(".", "#[allow(missing_docs)]")
+        .compile_fds(descriptors)
+        .context("generating code")?;
+    Ok(())
+}
+
+fn read_all(dir: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut all = BTreeMap::new();
+    if dir.exists() {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            all.insert(PathBuf::from(entry.file_name()), fs::read(entry.path())?);
+        }
+    }
+    Ok(all)
+}
+
+fn workspace_root() -> PathBuf {
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("xtask"), PathBuf::from);
+    manifest.parent().map(Path::to_path_buf).unwrap_or_default()
+}

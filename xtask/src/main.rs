@@ -1,0 +1,28 @@
+//! Development tasks. `cargo xtask --help` lists them.
+
+mod codegen;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Ottoscaler's development tasks")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Generates the Rust code of the contracts in proto/ (no protoc needed).
+    Codegen {
+        /// Changes nothing; fails if the committed code is not what would be generated.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::Codegen { check } => codegen::run(check),
+    }
+}
