@@ -6,11 +6,17 @@ use std::{env, fs};
 
 use anyhow::{Context, bail};
 use prost::Message;
+use prost_types::FileDescriptorSet;
+
+mod frozen;
 
 const PACKAGE_DIR: &str = "ottoscaler/v1";
 
 /// Writes the generated code, or with `check` compares it with what is committed.
-pub(crate) fn run(check: bool) -> anyhow::Result<()> {
+///
+/// With `freeze` the frozen descriptor set is written too: everything not marked as "Not yet frozen." in its comment may
+/// never change again (`crates/otto-proto/tests/it/compatibility.rs`).
+pub(crate) fn run(check: bool, freeze: bool) -> anyhow::Result<()> {
     let root = workspace_root();
     let committed = root.join("crates/otto-proto/src/generated");
     let scratch = root.join("target/codegen");
@@ -39,6 +45,12 @@ pub(crate) fn run(check: bool) -> anyhow::Result<()> {
         fs::remove_dir_all(&committed)?;
     }
     fs::create_dir_all(&committed)?;
+    if freeze {
+        let set = FileDescriptorSet::decode(fresh[Path::new("descriptor_set.bin")].as_slice())?;
+        let target = root.join("crates/otto-proto/frozen/descriptor_set.bin");
+        fs::write(&target, frozen::part_of(set).encode_to_vec())?;
+        println!("froze {}", target.strip_prefix(&root)?.display());
+    }
     for (name, bytes) in &fresh {
         fs::write(committed.join(name), bytes)?;
         println!("wrote {}", committed.join(name).strip_prefix(&root)?.display());
@@ -47,9 +59,8 @@ pub(crate) fn run(check: bool) -> anyhow::Result<()> {
 }
 
 fn generate(proto: &Path, out: &Path) -> anyhow::Result<()> {
-    let mut files: Vec<PathBuf> = fs::read_dir(proto.join(PACKAGE_DIR))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<anyhow::Result<_>>()?;
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(proto.join(PACKAGE_DIR))?.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<_>>()?;
     files.retain(|path| path.extension().is_some_and(|ext| ext == "proto"));
     files.sort();
     // With source information, so that reflection shows the comments to `grpcurl describe`.

@@ -18,11 +18,14 @@ enum Task {
         /// Changes nothing; fails if the committed code is not what would be generated.
         #[arg(long)]
         check: bool,
+        /// Also declares frozen what is not marked as "Not yet frozen.": its names and numbers may never change again.
+        #[arg(long, conflicts_with = "check")]
+        freeze: bool,
     },
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
-        Task::Codegen { check } => codegen::run(check),
+        Task::Codegen { check, freeze } => codegen::run(check, freeze),
     }
 }

@@ -319,10 +319,8 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_found() {
         let mut builder = Builder::new();
-        builder.push(
-            b"x\n",
-            Attributes { time_unix_nanos: 1, level: LogLevel::Unspecified, source: LogSource::Stdout },
-        );
+        builder
+            .push(b"x\n", Attributes { time_unix_nanos: 1, level: LogLevel::Unspecified, source: LogSource::Stdout });
         let mut block = builder.finish(1, None).unwrap();
         let mut bytes = block.payload.to_vec();
         bytes[2] ^= 1;

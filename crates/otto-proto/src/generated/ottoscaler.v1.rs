@@ -514,7 +514,7 @@ pub struct UploadLogsResponse {
     #[prost(uint64, tag = "4")]
     pub missing_lines: u64,
 }
-/// How `payload` of a block is compressed.
+/// How `payload` of a block is compressed. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

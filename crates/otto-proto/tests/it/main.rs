@@ -1,0 +1,3 @@
+//! What other implementations rely on.
+
+mod compatibility;
