@@ -1,12 +1,14 @@
 //! proto/ → crates/otto-proto/src/generated, with a pure-Rust compiler.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
 
 use anyhow::{Context, bail};
 use prost::Message;
 use prost_types::FileDescriptorSet;
+
+use crate::workspace;
 
 mod frozen;
 
@@ -17,9 +19,9 @@ const PACKAGE_DIR: &str = "ottoscaler/v1";
 /// With `freeze` the frozen descriptor set is written too: everything not marked as "Not yet frozen." in its comment may
 /// never change again (`crates/otto-proto/tests/it/compatibility.rs`).
 pub(crate) fn run(check: bool, freeze: bool) -> anyhow::Result<()> {
-    let root = workspace_root();
+    let root = workspace::root();
     let committed = root.join("crates/otto-proto/src/generated");
-    let scratch = root.join("target/codegen");
+    let scratch = workspace::target().join("codegen");
     if scratch.exists() {
         fs::remove_dir_all(&scratch)?;
     }
@@ -88,9 +90,4 @@ fn read_all(dir: &Path) -> anyhow::Result<BTreeMap<PathBuf, Vec<u8>>> {
         }
     }
     Ok(all)
-}
-
-fn workspace_root() -> PathBuf {
-    let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("xtask"), PathBuf::from);
-    manifest.parent().map(Path::to_path_buf).unwrap_or_default()
 }

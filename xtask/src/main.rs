@@ -1,11 +1,17 @@
 //! Development tasks. `cargo xtask --help` lists them.
 
 mod codegen;
+mod dev;
+mod images;
+mod test;
+mod tidy;
+mod tools;
+mod workspace;
 
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Ottoscaler's development tasks")]
+#[command(name = "cargo xtask", about = "Ottoscaler's development tasks", max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -13,6 +19,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Runs the whole system on this machine with a demo event, until Ctrl-C.
+    Dev(dev::Options),
+    /// Runs all tests.
+    Test {
+        /// For `cargo test`: a filter, `-p CRATE`, `-- --nocapture`, …
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Generates the Rust code of the contracts in proto/ (no protoc needed).
     Codegen {
         /// Changes nothing; fails if the committed code is not what would be generated.
@@ -22,10 +36,18 @@ enum Task {
         #[arg(long, conflicts_with = "check")]
         freeze: bool,
     },
+    /// Builds the container images from static binaries built here; needs a container engine, but no network.
+    Images(images::Options),
+    /// Checks the habits of this repository that no compiler checks.
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
+        Task::Dev(options) => dev::run(&options),
+        Task::Test { arguments } => test::run(&arguments),
         Task::Codegen { check, freeze } => codegen::run(check, freeze),
+        Task::Images(options) => images::run(&options),
+        Task::Tidy => tidy::run(),
     }
 }

@@ -1,1 +1,33 @@
-//! Placeholder.
+//! Dev-only: starts the real programs and a real Redis for tests, and ends what it started.
+//!
+//! Everything is waited for by its state with a bound, never by a duration; ports are chosen by the kernel, or proved to
+//! be ours after the fact.
+
+mod process;
+mod redis_server;
+mod services;
+
+pub use process::{Process, binary, program};
+pub use redis_server::RedisServer;
+pub use services::{LogIngest, Scaler};
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// How long a test waits for a state before it fails. Generous: the machine may be loaded.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `probe` gives a value.
+///
+/// # Panics
+/// After [`PATIENCE`], with `what` in the message.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,1 @@
+//! The whole system, on real programs and a real Redis.

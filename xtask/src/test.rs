@@ -1,0 +1,12 @@
+//! `cargo xtask test`: every test, with all they need.
+
+use crate::{tools, workspace};
+
+/// Finds or installs what the tests need, builds the programs, runs all tests. `arguments` go to `cargo test`.
+pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
+    tools::ensure_packages(&[tools::REDIS, tools::CHROMIUM, tools::CHROMEDRIVER])?;
+    tools::ensure_go_tool(&tools::GRPCURL)?;
+    // The tests of one crate drive the programs of others, which `cargo test` of a single crate would not build.
+    tools::run(workspace::cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
+    tools::run(workspace::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(arguments))
+}
