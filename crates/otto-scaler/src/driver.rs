@@ -5,6 +5,8 @@ use tokio::sync::mpsc;
 
 use crate::task::{Millis, Outcome, Spec};
 
+pub(crate) mod process;
+
 /// Which attempt of which worker; its name is derived from it and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct WorkerKey {
@@ -38,10 +40,15 @@ pub(crate) struct Observed {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum State {
     /// It exists; the job has not begun. With a reason if it cannot begin yet.
-    Created { waiting: Option<Outcome> },
+    Created {
+        waiting: Option<Outcome>,
+    },
     Running,
     /// The job has ended (its log may still be draining).
-    Ended { at: Millis, outcome: Outcome },
+    Ended {
+        at: Millis,
+        outcome: Outcome,
+    },
     /// It has been removed.
     Gone,
 }

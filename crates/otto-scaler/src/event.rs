@@ -2,6 +2,18 @@
 
 use crate::task::{EntryId, Spec};
 
+pub(crate) mod parse;
+
+/// Why an event, or a request, can never be applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}`: {reason}")]
+pub(crate) struct Invalid {
+    /// The field as the sender knows it: `pod_count`, `build_config.env.NAME`.
+    pub(crate) field: String,
+    /// What was wrong and what is accepted.
+    pub(crate) reason: String,
+}
+
 /// What a caller wants of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ScaleEvent {

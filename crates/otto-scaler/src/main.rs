@@ -1,2 +1,14 @@
-//! Placeholder.
+//! otto-scaler: starts the workers that events ask for, follows them to their end, and tells what happened.
+// Removed when the parts are wired together.
+#![allow(dead_code)]
+
+mod controller;
+mod driver;
+mod event;
+mod inbox;
+mod metrics;
+mod store;
+mod task;
+mod worker_events;
+
 fn main() {}

@@ -2,7 +2,10 @@
 
 use futures::future::BoxFuture;
 
-use crate::task::{EntryId, Record};
+use crate::task::{EntryId, Millis, Record};
+
+pub(crate) mod embedded;
+pub(crate) mod redis;
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -25,23 +28,29 @@ pub(crate) enum StoreError {
 
 /// Durable task records. Every write compares the version that was read.
 pub(crate) trait TaskStore: Send + Sync + 'static {
-    /// All records that are kept, finished ones too.
-    fn load_all(&self) -> BoxFuture<'_, Result<Vec<Record>, StoreError>>;
+    /// All records that have not ended, and of those that have the `ended` ones that ended last. (Millions of ended
+    /// records may be stored: they are never all in memory.)
+    fn load(&self, ended: usize) -> BoxFuture<'_, Result<Vec<Record>, StoreError>>;
+
+    /// Answers when the store can be read and written.
+    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// One record.
     fn get<'a>(&'a self, task_id: &'a str) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
     /// Writes `record` if the stored version is `record.version - 1` (0: no record is stored). With `applied`, the stream
     /// entry is marked as applied and acknowledged in the same atomic step.
-    fn put<'a>(
-        &'a self,
-        record: &'a Record,
-        applied: Option<EntryId>,
-    ) -> BoxFuture<'a, Result<(), StoreError>>;
+    ///
+    /// Many are in flight at once, polled in the order of their events; of one task never more than one.
+    fn put<'a>(&'a self, record: &'a Record, applied: Option<EntryId>) -> BoxFuture<'a, Result<(), StoreError>>;
 
     /// Acknowledges a stream entry that changes no record (already processed).
     fn acknowledge<'a>(&'a self, entry: EntryId) -> BoxFuture<'a, Result<(), StoreError>>;
 
     /// Removes a record if its version is still `version`.
     fn remove<'a>(&'a self, task_id: &'a str, version: u64) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Removes at most `limit` of the records whose `ended_at` is before `before`; returns how many. Called again until it
+    /// is less than `limit`. A store that lets records expire by itself (with the retention it was given) returns 0.
+    fn expire(&self, before: Millis, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>>;
 }

@@ -1,0 +1,105 @@
+//! What Prometheus reads. No labels by task.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// One label: what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ResultLabel {
+    pub(crate) result: &'static str,
+}
+
+/// One label: in which state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StateLabel {
+    pub(crate) state: &'static str,
+}
+
+/// One label: a failure class.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ClassLabel {
+    pub(crate) class: &'static str,
+}
+
+/// One label: where worker events go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct SinkLabel {
+    pub(crate) sink: &'static str,
+}
+
+/// Cheap to clone: every metric shares its value.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Events by what came of them: `applied`, `already_processed`, `dead_letter`, `lost`, `unavailable`.
+    pub(crate) events: Family<ResultLabel, Counter>,
+    /// Workers now: `queued`, `created`, `running`, `stopping`.
+    pub(crate) workers: Family<StateLabel, Gauge>,
+    /// Tasks that have not ended.
+    pub(crate) live_tasks: Gauge,
+    /// From the event's acceptance to the job's first instruction, in seconds; first attempts without backoff only.
+    pub(crate) start_seconds: Histogram,
+    /// Attempts that ended, by class (`success` too).
+    pub(crate) ended: Family<ClassLabel, Counter>,
+    /// Attempts that are tried again, by the class of the failure.
+    pub(crate) retries: Family<ClassLabel, Counter>,
+    /// Calls to the driver that failed and are made again.
+    pub(crate) driver_errors: Counter,
+    /// Calls to the task store that failed and are made again.
+    pub(crate) store_errors: Counter,
+    /// Worker events that did not fit the queue of a sink (they are derived from the records again later).
+    pub(crate) worker_events_overflowed: Family<SinkLabel, Counter>,
+    /// Worker events taken by a sink.
+    pub(crate) worker_events_sent: Family<SinkLabel, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            events: Family::default(),
+            workers: Family::default(),
+            live_tasks: Gauge::default(),
+            start_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
+            ended: Family::default(),
+            retries: Family::default(),
+            driver_errors: Counter::default(),
+            store_errors: Counter::default(),
+            worker_events_overflowed: Family::default(),
+            worker_events_sent: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts one event.
+    pub(crate) fn event(&self, result: &'static str) {
+        self.events.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Makes all of them readable under `otto_scaler_…`.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("otto_scaler");
+        registry.register("events", "Scaling events by what came of them", self.events.clone());
+        registry.register("workers", "Workers by state", self.workers.clone());
+        registry.register("live_tasks", "Tasks that have not ended", self.live_tasks.clone());
+        registry.register_with_unit(
+            "start",
+            "From accepting an event to the job's start (first attempts)",
+            Unit::Seconds,
+            self.start_seconds.clone(),
+        );
+        registry.register("attempts_ended", "Attempts that ended, by class", self.ended.clone());
+        registry.register("retries", "Attempts that are tried again, by the failure's class", self.retries.clone());
+        registry.register("driver_errors", "Driver calls that failed", self.driver_errors.clone());
+        registry.register("store_errors", "Task store calls that failed", self.store_errors.clone());
+        registry.register(
+            "worker_events_overflowed",
+            "Worker events that did not fit a sink's queue",
+            self.worker_events_overflowed.clone(),
+        );
+        registry.register("worker_events_sent", "Worker events taken by a sink", self.worker_events_sent.clone());
+    }
+}

@@ -1,0 +1,1 @@
+//! Task records in a file of the data directory.
