@@ -1,6 +1,7 @@
 //! Development tasks. `cargo xtask --help` lists them.
 
 mod codegen;
+mod deny;
 mod dev;
 mod images;
 mod test;
@@ -36,6 +37,8 @@ enum Task {
         #[arg(long, conflicts_with = "check")]
         freeze: bool,
     },
+    /// Checks licences, bans, sources and advisories of the dependencies with cargo-deny.
+    Deny,
     /// Builds the container images from static binaries built here; needs a container engine, but no network.
     Images(images::Options),
     /// Checks the habits of this repository that no compiler checks.
@@ -47,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         Task::Dev(options) => dev::run(&options),
         Task::Test { arguments } => test::run(&arguments),
         Task::Codegen { check, freeze } => codegen::run(check, freeze),
+        Task::Deny => deny::run(),
         Task::Images(options) => images::run(&options),
         Task::Tidy => tidy::run(),
     }
