@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::{tools, workspace};
 
-const VERSION: &str = "0.20";
+const VERSION: &str = "^0.20";
 
 /// Runs cargo-deny, building it first where it is missing. Without the advisory database (it is a git repository of its
 /// own, which a machine may not reach) the advisories are left out, and that is told.

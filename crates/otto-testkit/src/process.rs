@@ -16,7 +16,8 @@ use crate::PATIENCE;
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let built = test.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
-    built.with_context(|| format!("{name} is not built; run `cargo build --workspace --bins` (`cargo xtask test` does)"))
+    built
+        .with_context(|| format!("{name} is not built; run `cargo build --workspace --bins` (`cargo xtask test` does)"))
 }
 
 /// A program of the machine, or one that `cargo xtask test` built into `target/tools`.

@@ -5,12 +5,19 @@ use tonic::transport::Channel;
 
 use crate::{PATIENCE, Process, binary};
 
+/// What a program was started with, so that it can be started again.
+#[derive(Clone)]
+struct Setup {
+    dir: PathBuf,
+    extra: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
 /// otto-log-ingest on ports of its own choice.
 pub struct LogIngest {
     /// The running program.
     pub process: Process,
-    dir: PathBuf,
-    extra: Vec<String>,
+    setup: Setup,
     grpc: String,
     http: String,
 }
@@ -21,23 +28,32 @@ impl LogIngest {
     /// # Errors
     /// When it does not become ready.
     pub async fn start(dir: &Path, extra: &[&str]) -> anyhow::Result<Self> {
-        let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
-        Self::launch(dir, extra, "127.0.0.1:0", "127.0.0.1:0").await
+        Self::start_with_env(dir, extra, &[]).await
     }
 
-    async fn launch(dir: &Path, extra: Vec<String>, grpc: &str, http: &str) -> anyhow::Result<Self> {
-        let ready = dir.join("log-ingest.ready");
+    /// As `start`, with further environment variables.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_with_env(dir: &Path, extra: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let extra = extra.iter().map(ToString::to_string).collect();
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::launch(Setup { dir: dir.to_owned(), extra, env }, "127.0.0.1:0", "127.0.0.1:0").await
+    }
+
+    async fn launch(setup: Setup, grpc: &str, http: &str) -> anyhow::Result<Self> {
+        let ready = setup.dir.join("log-ingest.ready");
         let mut args = flags(&[
             ("--grpc-addr", grpc),
             ("--http-addr", http),
-            ("--data-dir", &dir.join("log-data").display().to_string()),
+            ("--data-dir", &setup.dir.join("log-data").display().to_string()),
             ("--ready-file", &ready.display().to_string()),
         ]);
-        args.extend(extra.iter().cloned());
-        let (process, addresses) = start("otto-log-ingest", args, dir, &ready).await?;
+        args.extend(setup.extra.iter().cloned());
+        let (process, addresses) = start("otto-log-ingest", args, &setup, &ready).await?;
         let grpc = address(&addresses, "grpc_addr")?;
         let http = address(&addresses, "http_addr")?;
-        Ok(Self { process, dir: dir.to_owned(), extra, grpc, http })
+        Ok(Self { process, setup, grpc, http })
     }
 
     /// Starts it again after its end, on the same addresses and data.
@@ -45,7 +61,7 @@ impl LogIngest {
     /// # Errors
     /// When it does not become ready.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        *self = Self::launch(&self.dir.clone(), self.extra.clone(), &self.grpc.clone(), &self.http.clone()).await?;
+        *self = Self::launch(self.setup.clone(), &self.grpc.clone(), &self.http.clone()).await?;
         Ok(())
     }
 
@@ -80,8 +96,7 @@ impl LogIngest {
 pub struct Scaler {
     /// The running program.
     pub process: Process,
-    dir: PathBuf,
-    extra: Vec<String>,
+    setup: Setup,
     grpc: String,
     admin: String,
 }
@@ -92,25 +107,34 @@ impl Scaler {
     /// # Errors
     /// When it does not become ready.
     pub async fn start(dir: &Path, extra: &[&str]) -> anyhow::Result<Self> {
-        let extra: Vec<String> = extra.iter().map(ToString::to_string).collect();
-        Self::launch(dir, extra, "127.0.0.1:0", "127.0.0.1:0").await
+        Self::start_with_env(dir, extra, &[]).await
     }
 
-    async fn launch(dir: &Path, extra: Vec<String>, grpc: &str, admin: &str) -> anyhow::Result<Self> {
-        let ready = dir.join("scaler.ready");
+    /// As `start`, with further environment variables.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_with_env(dir: &Path, extra: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let extra = extra.iter().map(ToString::to_string).collect();
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::launch(Setup { dir: dir.to_owned(), extra, env }, "127.0.0.1:0", "127.0.0.1:0").await
+    }
+
+    async fn launch(setup: Setup, grpc: &str, admin: &str) -> anyhow::Result<Self> {
+        let ready = setup.dir.join("scaler.ready");
         let mut args = flags(&[
             ("--driver", "process"),
             ("--grpc-addr", grpc),
             ("--admin-addr", admin),
-            ("--data-dir", &dir.join("scaler-data").display().to_string()),
+            ("--data-dir", &setup.dir.join("scaler-data").display().to_string()),
             ("--ready-file", &ready.display().to_string()),
             ("--worker-binary", &binary("otto-worker")?.display().to_string()),
         ]);
-        args.extend(extra.iter().cloned());
-        let (process, addresses) = start("otto-scaler", args, dir, &ready).await?;
+        args.extend(setup.extra.iter().cloned());
+        let (process, addresses) = start("otto-scaler", args, &setup, &ready).await?;
         let grpc = address(&addresses, "grpc_addr")?;
         let admin = address(&addresses, "admin_addr")?;
-        Ok(Self { process, dir: dir.to_owned(), extra, grpc, admin })
+        Ok(Self { process, setup, grpc, admin })
     }
 
     /// Starts it again after its end, on the same addresses and data.
@@ -118,7 +142,7 @@ impl Scaler {
     /// # Errors
     /// When it does not become ready.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        *self = Self::launch(&self.dir.clone(), self.extra.clone(), &self.grpc.clone(), &self.admin.clone()).await?;
+        *self = Self::launch(self.setup.clone(), &self.grpc.clone(), &self.admin.clone()).await?;
         Ok(())
     }
 
@@ -161,13 +185,14 @@ fn address(ready: &serde_json::Value, key: &str) -> anyhow::Result<String> {
 async fn start(
     name: &str,
     args: Vec<String>,
-    dir: &Path,
+    setup: &Setup,
     ready: &Path,
 ) -> anyhow::Result<(Process, serde_json::Value)> {
     if ready.exists() {
         std::fs::remove_file(ready)?;
     }
-    let mut process = Process::start(&binary(name)?, args, &[("RUST_LOG", "info")], &dir.join(format!("{name}.log")))?;
+    let env: Vec<_> = setup.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut process = Process::start(&binary(name)?, args, &env, &setup.dir.join(format!("{name}.log")))?;
     let started = std::time::Instant::now();
     loop {
         if let Ok(text) = std::fs::read(ready) {

@@ -1,1 +1,11 @@
 //! The whole system, on real programs and a real Redis.
+
+mod acknowledged;
+mod bad_start;
+mod dead_letters;
+mod dev;
+mod end_to_end;
+mod grpcurl;
+mod launch;
+mod system;
+mod trace;
