@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use crate::apply::Reason;
 use crate::event::ScaleEvent;
 use crate::task::Record;
 
@@ -24,32 +25,6 @@ pub(crate) struct Change {
     pub(crate) record: Arc<Record>,
     /// Changed: workers that this event starts or stops. Already processed: the task's workers.
     pub(crate) worker_names: Vec<String>,
-}
-
-/// Why an event can never be applied: goes with the dead letter.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Reason {
-    /// A field has another value than the task's first event gave.
-    #[error("`{field}` contradicts the task's first event: {detail}")]
-    Contradicts {
-        /// The event's field.
-        field: &'static str,
-        /// Both values, shortened.
-        detail: String,
-    },
-    #[error("out of order: {0}")]
-    OutOfOrder(String),
-    #[error("older than the retention of task records: {0}")]
-    TooOld(String),
-    #[error("`pod_count` {count} is above the maximum of {maximum}")]
-    TooMany {
-        /// Wanted.
-        count: u32,
-        /// Configured.
-        maximum: u32,
-    },
-    #[error("unknown task `{0}`: there is nothing to scale down")]
-    UnknownTask(String),
 }
 
 /// Why nothing is known of an event's application.

@@ -2,11 +2,13 @@
 // Removed when the parts are wired together.
 #![allow(dead_code)]
 
+mod apply;
 mod controller;
 mod driver;
 mod event;
 mod inbox;
 mod metrics;
+mod plan;
 mod store;
 mod task;
 mod worker_events;

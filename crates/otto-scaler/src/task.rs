@@ -82,6 +82,43 @@ pub(crate) struct Record {
     pub(crate) error: Option<String>,
 }
 
+impl Record {
+    /// Workers that are neither stopped nor being stopped: what is compared with `wanted`.
+    pub(crate) fn active(&self) -> usize {
+        self.workers.iter().filter(|w| !matches!(w.phase, WorkerPhase::Stopped | WorkerPhase::Stopping)).count()
+    }
+
+    /// Brings the workers up to `wanted`: new indexes first, then stopped ones from the lowest, each as a new attempt.
+    /// Those that are still being stopped are waited for. Returns the indexes that are queued by it.
+    pub(crate) fn fill(&mut self) -> Vec<u32> {
+        let mut queued = Vec::new();
+        let mut active = self.active();
+        let wanted = self.wanted as usize;
+        while self.workers.len() < wanted && active < wanted {
+            let index = u32::try_from(self.workers.len()).unwrap_or(u32::MAX);
+            self.workers.push(Worker::queued(index, 1));
+            queued.push(index);
+            active += 1;
+        }
+        for worker in &mut self.workers {
+            if active >= wanted {
+                break;
+            }
+            if worker.phase == WorkerPhase::Stopped {
+                worker.again(None);
+                queued.push(worker.index);
+                active += 1;
+            }
+        }
+        queued
+    }
+
+    /// The worker with this index.
+    pub(crate) fn worker(&self, index: u32) -> Option<&Worker> {
+        self.workers.get(index as usize)
+    }
+}
+
 /// One worker index of a task: its latest attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Worker {
@@ -102,6 +139,36 @@ pub(crate) struct Worker {
     pub(crate) outcome: Option<Outcome>,
     /// Where it runs; empty for processes on this machine.
     pub(crate) node_name: String,
+}
+
+impl Worker {
+    /// An attempt that is to be created.
+    pub(crate) fn queued(index: u32, attempt: u32) -> Self {
+        Self {
+            index,
+            attempt,
+            phase: WorkerPhase::Queued,
+            job_failures: 0,
+            infrastructure_failures: 0,
+            not_before: None,
+            created_at: None,
+            started_at: None,
+            ended_at: None,
+            outcome: None,
+            node_name: String::new(),
+        }
+    }
+
+    /// The next attempt; the last outcome stays readable until this one ends.
+    pub(crate) fn again(&mut self, not_before: Option<Millis>) {
+        self.attempt += 1;
+        self.phase = WorkerPhase::Queued;
+        self.not_before = not_before;
+        self.created_at = None;
+        self.started_at = None;
+        self.ended_at = None;
+        self.node_name.clear();
+    }
 }
 
 /// Where one attempt of one worker is in its life.
@@ -165,6 +232,30 @@ pub(crate) enum Class {
     /// The agent died; nobody knows how the job ended.
     AgentLost,
     Infrastructure,
+}
+
+impl Class {
+    /// As metrics and messages name it; the same as in stored records.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Exited => "exited",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Deadline => "deadline",
+            Self::Stopped => "stopped",
+            Self::Image => "image",
+            Self::Unschedulable => "unschedulable",
+            Self::Quota => "quota",
+            Self::Admission => "admission",
+            Self::Config => "config",
+            Self::Volume => "volume",
+            Self::Evicted => "evicted",
+            Self::Preempted => "preempted",
+            Self::NodeLost => "node_lost",
+            Self::AgentLost => "agent_lost",
+            Self::Infrastructure => "infrastructure",
+        }
+    }
 }
 
 /// Id of a Redis stream entry, ordered as Redis orders it.

@@ -1,0 +1,155 @@
+//! Which of the workers that are ready may start now: within the limits, by priority, then by age. Pure, and every step
+//! costs the logarithm of what waits, so that ten thousand waiting workers do not slow one event.
+//!
+//! One step of priority is worth [`STEP`] of waiting. So a task with a higher priority goes first, and yet none waits
+//! for ever behind a stream of more important ones.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::task::Millis;
+
+/// Waiting time that one step of priority is worth, in milliseconds.
+pub(crate) const STEP: Millis = 10 * 60 * 1000;
+
+/// How many workers may be live (created and not ended) at once; `None`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) total: Option<usize>,
+    pub(crate) per_repository: Option<usize>,
+    pub(crate) per_task: Option<usize>,
+}
+
+/// Order among tasks: smaller goes first.
+type Rank = (Millis, Millis, String);
+
+#[derive(Debug)]
+struct Task {
+    repository: String,
+    rank: Rank,
+    ready: BTreeSet<u32>,
+    taken: usize,
+}
+
+#[derive(Debug, Default)]
+struct Repository {
+    /// Tasks that have a ready worker and a free place of their own.
+    eligible: BTreeSet<Rank>,
+    taken: usize,
+    /// How it is listed among the repositories with a free place.
+    listed: Option<Rank>,
+}
+
+/// What waits, and what is taken.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    limits: Limits,
+    tasks: HashMap<String, Task>,
+    repositories: HashMap<String, Repository>,
+    /// The best task of every repository that has a free place.
+    heads: BTreeSet<(Rank, String)>,
+    taken: usize,
+}
+
+impl Admission {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, tasks: HashMap::new(), repositories: HashMap::new(), heads: BTreeSet::new(), taken: 0 }
+    }
+
+    /// Live workers (and creations under way).
+    pub(crate) fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// Sets which workers of a task are ready, and how many of its places are taken; a task with neither is forgotten.
+    pub(crate) fn set(
+        &mut self,
+        task_id: &str,
+        (repository, priority, created_at): (&str, i32, Millis),
+        ready: BTreeSet<u32>,
+        taken: usize,
+    ) {
+        if ready.is_empty() && taken == 0 && !self.tasks.contains_key(task_id) {
+            return;
+        }
+        self.forget(task_id);
+        if ready.is_empty() && taken == 0 {
+            return;
+        }
+        self.taken += taken;
+        self.repositories.entry(repository.to_owned()).or_default().taken += taken;
+        let rank = (created_at.saturating_sub(Millis::from(priority) * STEP), created_at, task_id.to_owned());
+        self.tasks.insert(task_id.to_owned(), Task { repository: repository.to_owned(), rank, ready, taken });
+        self.list_task(task_id, repository);
+    }
+
+    fn forget(&mut self, task_id: &str) {
+        self.unlist_task(task_id);
+        if let Some(task) = self.tasks.remove(task_id) {
+            self.taken -= task.taken;
+            if let Some(group) = self.repositories.get_mut(&task.repository) {
+                group.taken -= task.taken;
+            }
+            self.list_repository(&task.repository);
+        }
+    }
+
+    /// Takes a place for the next worker that may start: its task and index. `None`: none may.
+    pub(crate) fn next(&mut self) -> Option<(String, u32)> {
+        if self.limits.total.is_some_and(|limit| self.taken >= limit) {
+            return None;
+        }
+        let (rank, repository) = self.heads.first().cloned()?;
+        let task_id = rank.2;
+        self.unlist_task(&task_id);
+        let task = self.tasks.get_mut(&task_id)?;
+        let index = task.ready.pop_first()?;
+        task.taken += 1;
+        self.taken += 1;
+        self.repositories.entry(repository.clone()).or_default().taken += 1;
+        self.list_task(&task_id, &repository);
+        Some((task_id, index))
+    }
+
+    fn unlist_task(&mut self, task_id: &str) {
+        let Some(task) = self.tasks.get(task_id) else { return };
+        let repository = task.repository.clone();
+        if let Some(group) = self.repositories.get_mut(&repository) {
+            group.eligible.remove(&task.rank);
+        }
+        self.list_repository(&repository);
+    }
+
+    fn list_task(&mut self, task_id: &str, repository: &str) {
+        if let Some(task) = self.tasks.get(task_id)
+            && !task.ready.is_empty()
+            && self.limits.per_task.is_none_or(|limit| task.taken < limit)
+            && let Some(group) = self.repositories.get_mut(repository)
+        {
+            group.eligible.insert(task.rank.clone());
+        }
+        self.list_repository(repository);
+    }
+
+    fn list_repository(&mut self, repository: &str) {
+        let Some(group) = self.repositories.get_mut(repository) else { return };
+        // Work without a repository has no group of its own to share with.
+        let limit = self.limits.per_repository.filter(|_| !repository.is_empty());
+        let free = limit.is_none_or(|limit| group.taken < limit);
+        let head = group.eligible.first().filter(|_| free).cloned();
+        if head != group.listed {
+            if let Some(listed) = group.listed.take() {
+                self.heads.remove(&(listed, repository.to_owned()));
+            }
+            if let Some(head) = head {
+                self.heads.insert((head.clone(), repository.to_owned()));
+                group.listed = Some(head);
+            }
+        }
+        if group.eligible.is_empty() && group.taken == 0 {
+            self.repositories.remove(repository);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
