@@ -1,5 +1,6 @@
 //! Development tasks. `cargo xtask --help` lists them.
 
+mod bench;
 mod codegen;
 mod deny;
 mod dev;
@@ -41,6 +42,15 @@ enum Task {
     Deny,
     /// Builds the container images from static binaries built here; needs a container engine, but no network.
     Images(images::Options),
+    /// Runs a benchmark on the optimised build; prints a table, writes target/bench/NAME.json.
+    Bench {
+        /// start, path, tail, idle or all.
+        #[arg(default_value = "all")]
+        name: String,
+        /// For the benchmark: `--lines`, `--rate`, `--seconds`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Checks the habits of this repository that no compiler checks.
     Tidy,
 }
@@ -50,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         Task::Dev(options) => dev::run(&options),
         Task::Test { arguments } => test::run(&arguments),
         Task::Codegen { check, freeze } => codegen::run(check, freeze),
+        Task::Bench { name, arguments } => bench::run(&name, &arguments),
         Task::Deny => deny::run(),
         Task::Images(options) => images::run(&options),
         Task::Tidy => tidy::run(),

@@ -1,0 +1,12 @@
+//! `cargo xtask bench`: builds everything optimised and runs a benchmark.
+
+use crate::{tools, workspace};
+
+/// `name` is `start`, `path`, `tail`, `idle` or `all`; `arguments` go to the benchmark.
+pub(crate) fn run(name: &str, arguments: &[String]) -> anyhow::Result<()> {
+    tools::ensure_packages(&[tools::REDIS])?;
+    tools::run(workspace::cargo().args(["build", "--release", "--locked", "--workspace", "--bins"]))?;
+    let bench = workspace::target().join("release/otto-bench");
+    let out = workspace::target().join("bench");
+    tools::run(std::process::Command::new(bench).arg(name).args(arguments).arg("--out").arg(out))
+}
