@@ -1,2 +1,3 @@
-//! Placeholder.
+//! The log server. Settings → bind → run → drain.
+
 fn main() {}
