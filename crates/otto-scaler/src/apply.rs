@@ -66,6 +66,9 @@ pub(crate) enum Reason {
     /// A scale_down to more than 0 of a task that does not exist.
     #[error("unknown task `{0}`: there is nothing to scale down")]
     UnknownTask(String),
+    /// The task's record is damaged.
+    #[error("the task's record cannot be read: {0}")]
+    Unreadable(String),
 }
 
 /// What is to be done with an event.

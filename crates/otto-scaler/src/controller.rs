@@ -1,12 +1,50 @@
-//! The loop that owns the task records: applies events, plans, drives, records results.
+//! The loop that owns the tasks: it applies events, follows the driver, stores results, and carries out the plan.
+//!
+//! One task runs it; it never waits for the store or the driver, whose calls run beside it and come back as messages. Only
+//! tasks that something happened to are planned again, so ten thousand live workers cost nothing while they run.
+//!
+//! Invariants:
+//! - of one task at most one write is under way; events that come meanwhile wait their turn, in order;
+//! - an attempt is created only if the stored record has it as queued, and the driver's list is known;
+//! - a result is stored before what is left of the worker is removed, or its next attempt created;
+//! - a failure of the driver's list is never "none running"; a failed write is never "not written": the record is read
+//!   again before anything else happens to its task.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use otto_service::client::Backoff;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
+use crate::apply::Defaults;
 pub(crate) use crate::apply::Reason;
+use crate::driver::{Driver, Observed};
 use crate::event::ScaleEvent;
-use crate::task::Record;
+use crate::metrics::Metrics;
+use crate::plan::Policy;
+use crate::plan::admission::{Admission, Limits};
+use crate::store::TaskStore;
+use crate::task::{Millis, Record};
+use crate::worker_events::Publisher;
+
+pub(crate) mod board;
+mod clock;
+mod drive;
+mod keep;
+mod task;
+
+use board::Board;
+use clock::Clock;
+use task::Task;
+
+/// Events under way at once; more wait in their inboxes.
+const UNDER_WAY: usize = 1_024;
+/// Records of ended tasks held in memory; older ones are read from the store when asked for.
+const ENDED_HELD: usize = 10_000;
 
 /// What came of an event.
 #[derive(Clone, Debug)]
@@ -43,15 +81,38 @@ pub(crate) enum ApplyError {
     Stopping,
 }
 
-pub(crate) struct Command {
-    event: ScaleEvent,
-    reply: oneshot::Sender<Result<Applied, ApplyError>>,
+/// Why a task was not deleted.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum DeleteError {
+    /// No such task.
+    #[error("there is no such task")]
+    NotFound,
+    /// It has not ended.
+    #[error("the task is live; cancel it first")]
+    Live,
+    /// What is left of its workers cannot be removed yet.
+    #[error("{0}")]
+    Remains(String),
+    /// The task store is away.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+type ApplyReply = oneshot::Sender<Result<Applied, ApplyError>>;
+type DeleteReply = oneshot::Sender<Result<(), DeleteError>>;
+
+/// What the loop is asked to do.
+#[derive(Debug)]
+enum Command {
+    Apply { event: Box<ScaleEvent>, reply: ApplyReply },
+    Delete { task_id: String, reply: DeleteReply },
 }
 
 /// Cheap handle to the controller.
 #[derive(Clone, Debug)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
+    board: Arc<Board>,
 }
 
 impl Handle {
@@ -62,7 +123,8 @@ impl Handle {
         event: ScaleEvent,
     ) -> Result<oneshot::Receiver<Result<Applied, ApplyError>>, ApplyError> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command { event, reply }).await.map_err(|_| ApplyError::Stopping)?;
+        let command = Command::Apply { event: Box::new(event), reply };
+        self.commands.send(command).await.map_err(|_| ApplyError::Stopping)?;
         Ok(answer)
     }
 
@@ -70,4 +132,206 @@ impl Handle {
     pub(crate) async fn apply(&self, event: ScaleEvent) -> Result<Applied, ApplyError> {
         self.submit(event).await?.await.map_err(|_| ApplyError::Stopping)?
     }
+
+    /// Forgets a task that has ended, and what is left of its workers.
+    pub(crate) async fn delete(&self, task_id: String) -> Result<(), DeleteError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Delete { task_id, reply }).await.map_err(|_| ApplyError::Stopping)?;
+        answer.await.map_err(|_| ApplyError::Stopping)?
+    }
+
+    /// Every task held, as it is now.
+    pub(crate) fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
 }
+
+/// What the controller goes by.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) defaults: Defaults,
+    pub(crate) policy: Policy,
+    pub(crate) limits: Limits,
+    /// Creations under way at once.
+    pub(crate) creations: usize,
+}
+
+/// Whether the task store answers; and whether its records have been read once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Health {
+    pub(crate) store: bool,
+    /// The driver's workers are known.
+    pub(crate) driver: bool,
+}
+
+/// The controller: made by [`new`], consumed by [`Controller::run`].
+pub(crate) struct Controller {
+    options: Options,
+    store: Arc<dyn TaskStore>,
+    driver: Arc<dyn Driver>,
+    publisher: Publisher,
+    metrics: Metrics,
+    clock: Clock,
+    board: Arc<Board>,
+    commands: mpsc::Receiver<Command>,
+    health: watch::Sender<Health>,
+    /// Set once the store's records are on the board.
+    loaded: CancellationToken,
+    stop: CancellationToken,
+
+    tasks: HashMap<String, Task>,
+    /// Ended tasks that are held, oldest end first.
+    ended: BTreeSet<(Millis, String)>,
+    /// Ended attempts that the driver keeps, oldest end first.
+    remains: BTreeSet<(Millis, String, u32, u32)>,
+    admission: Admission,
+    dirty: HashSet<String>,
+    timers: BTreeSet<(Millis, String)>,
+    keeping: FuturesUnordered<BoxFuture<'static, keep::Kept>>,
+    driving: JoinSet<drive::Driven>,
+    creating: usize,
+    /// Events that were taken and not answered yet.
+    under_way: usize,
+    outage: Option<keep::Outage>,
+    driver_listed: drive::Listed,
+    store_backoff: Backoff,
+    probe_at: Option<Millis>,
+}
+
+/// A controller and its handle. `stop` ends the loop; `loaded` is set when the store has been read.
+pub(crate) fn new(
+    options: Options,
+    store: Arc<dyn TaskStore>,
+    driver: Arc<dyn Driver>,
+    publisher: Publisher,
+    board: Arc<Board>,
+    metrics: Metrics,
+    (loaded, stop): (CancellationToken, CancellationToken),
+) -> (Controller, Handle, watch::Receiver<Health>) {
+    let (commands, received) = mpsc::channel(UNDER_WAY);
+    let (health, health_seen) = watch::channel(Health::default());
+    let handle = Handle { commands, board: Arc::clone(&board) };
+    let controller = Controller {
+        admission: Admission::new(options.limits),
+        options,
+        store,
+        driver,
+        publisher,
+        metrics,
+        clock: Clock::start(),
+        board,
+        commands: received,
+        health,
+        loaded,
+        stop,
+        tasks: HashMap::new(),
+        ended: BTreeSet::new(),
+        remains: BTreeSet::new(),
+        dirty: HashSet::new(),
+        timers: BTreeSet::new(),
+        keeping: FuturesUnordered::new(),
+        driving: JoinSet::new(),
+        creating: 0,
+        under_way: 0,
+        outage: None,
+        driver_listed: drive::Listed::default(),
+        store_backoff: keep::backoff(),
+        probe_at: None,
+    };
+    (controller, handle, health_seen)
+}
+
+impl Controller {
+    /// Runs until `stop`. Workers outlive it; writes under way are given a moment to come back.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let (sender, mut changes) = mpsc::channel::<Observed>(UNDER_WAY);
+        self.driver.watch(sender)?;
+        self.load();
+        let stop = self.stop.clone();
+        loop {
+            self.carry_out();
+            let timer = self.timers.first().map(|(at, _)| self.clock.instant(*at));
+            let loaded = self.loaded.is_cancelled();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(done) = self.keeping.next(), if !self.keeping.is_empty() => self.kept(done),
+                Some(done) = self.driving.join_next(), if !self.driving.is_empty() => match done {
+                    Ok(done) => self.driven(done),
+                    // Calls catch their own panics; what is left is a cancelled one, and nothing cancels them.
+                    Err(error) => tracing::error!(%error, "a driver call was lost"),
+                },
+                Some(change) = changes.recv(), if loaded => {
+                    self.observed(change);
+                    // What came together is planned together.
+                    for _ in 0..UNDER_WAY {
+                        let Ok(change) = changes.try_recv() else { break };
+                        self.observed(change);
+                    }
+                }
+                Some(command) = self.commands.recv(), if self.under_way < UNDER_WAY => self.command(command),
+                () = tokio::time::sleep_until(timer.unwrap_or_else(tokio::time::Instant::now)), if timer.is_some() => {
+                    self.timers_due();
+                }
+            }
+        }
+        self.finish().await;
+        Ok(())
+    }
+
+    /// Lets the writes under way come back, so that callers get their answers.
+    async fn finish(&mut self) {
+        self.commands.close();
+        let rest = async {
+            while let Some(done) = self.keeping.next().await {
+                self.kept(done);
+            }
+            // A creation under way is finished, so that none is left half made.
+            while self.driving.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(std::time::Duration::from_secs(5), rest).await.is_err() {
+            tracing::warn!("the task store or the driver did not answer in time; their calls are abandoned");
+        }
+    }
+
+    fn timers_due(&mut self) {
+        let now = self.clock.now();
+        while self.timers.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, key)) = self.timers.pop_first() else { return };
+            match key.strip_prefix(CHORE) {
+                Some(chore) => self.chore(chore, now),
+                None => {
+                    if let Some(task) = self.tasks.get_mut(&key) {
+                        task.wake = None;
+                    }
+                    self.dirty.insert(key);
+                }
+            }
+        }
+    }
+
+    /// Sets when a chore of the loop itself is done.
+    fn chore_at(&mut self, chore: &'static str, at: Millis) {
+        self.timers.insert((at, format!("{CHORE}{chore}")));
+    }
+
+    fn chore(&mut self, chore: &str, now: Millis) {
+        match chore {
+            LIST => self.list(),
+            EXPIRE => self.expire(now),
+            PROBE => self.probe(),
+            LOAD => self.load(),
+            other => tracing::error!(chore = other, "unknown chore"),
+        }
+    }
+}
+
+/// Begins the key of a timer that belongs to no task. A task id never holds it.
+const CHORE: &str = "\0";
+const LIST: &str = "list";
+const EXPIRE: &str = "expire";
+const PROBE: &str = "probe";
+const LOAD: &str = "load";
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,11 @@
 #![allow(dead_code)]
 
 mod apply;
+mod config;
 mod controller;
 mod driver;
 mod event;
+mod grpc;
 mod inbox;
 mod metrics;
 mod plan;

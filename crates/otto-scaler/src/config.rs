@@ -1,0 +1,278 @@
+//! Settings: each is a flag, an environment variable (`OTTO_…`) and a key of the `--config` file.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use otto_service::settings::{self, Secret, parse_duration, parse_listen_addr};
+use otto_service::{auth, grpc};
+
+use crate::apply::Defaults;
+use crate::controller::Options;
+use crate::plan::Policy;
+use crate::plan::admission::Limits;
+use crate::task::{EntryId, Millis};
+
+/// Starts the workers that events ask for.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "otto-scaler", version, about, max_term_width = 110)]
+pub(crate) struct Config {
+    #[command(flatten)]
+    pub(crate) common: settings::Common,
+    #[command(flatten)]
+    pub(crate) auth: auth::ServerAuth,
+
+    /// Where workers run.
+    #[arg(long, env = "OTTO_DRIVER", value_name = "DRIVER", default_value = "process")]
+    pub(crate) driver: DriverKind,
+
+    /// Redis with the stream of events and the task records, such as redis://127.0.0.1:6379. Without it, events come by
+    /// gRPC only, and the records are in a file of the data directory.
+    #[arg(long, env = "OTTO_REDIS_URL", value_name = "URL")]
+    pub(crate) redis_url: Option<Secret>,
+    /// The Redis stream that events are read from.
+    #[arg(long, env = "OTTO_EVENT_STREAM", value_name = "KEY", default_value = "otto:scale:events", value_parser = key)]
+    pub(crate) event_stream: String,
+    /// The consumer group that reads it.
+    #[arg(long, env = "OTTO_CONSUMER_GROUP", value_name = "NAME", default_value = "ottoscaler", value_parser = key)]
+    pub(crate) consumer_group: String,
+    /// Where a group that is created for the first time begins: `0` (everything in the stream), `$` (what comes from now
+    /// on), or an entry id (what comes after it). Default: `$` if the stream has entries older than the record
+    /// retention, otherwise `0`.
+    #[arg(long, env = "OTTO_EVENT_START", value_name = "0|$|ID")]
+    pub(crate) event_start: Option<EventStart>,
+
+    /// The log server: workers send their output there, the scaler what happens to them.
+    #[arg(long, env = "OTTO_LOG_SERVER", value_name = "URL", default_value = "http://127.0.0.1:50051", value_parser = otto_service::client::parse_url)]
+    pub(crate) log_server: String,
+    /// Address of the gRPC server.
+    #[arg(long, env = "OTTO_GRPC_ADDR", value_name = "ADDR", default_value = "127.0.0.1:9090", value_parser = parse_listen_addr)]
+    pub(crate) grpc_addr: SocketAddr,
+    /// Address of `/metrics`, `/livez`, `/readyz`.
+    #[arg(long, env = "OTTO_ADMIN_ADDR", value_name = "ADDR", default_value = "127.0.0.1:9091", value_parser = parse_listen_addr)]
+    pub(crate) admin_addr: SocketAddr,
+    /// Run directories of local workers, and the task records where there is no Redis.
+    #[arg(long, env = "OTTO_DATA_DIR", value_name = "DIR", default_value = "otto-data/scaler")]
+    pub(crate) data_dir: PathBuf,
+    /// File that is written once the addresses are served: `{"grpc_addr": …, "admin_addr": …}`.
+    #[arg(long, env = "OTTO_READY_FILE", value_name = "FILE")]
+    pub(crate) ready_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    #[command(flatten)]
+    pub(crate) work: WorkArgs,
+    #[command(flatten)]
+    pub(crate) grpc: grpc::Limits,
+}
+
+/// How much at once.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct LimitArgs {
+    /// Workers live at once. More wait, by priority, then by age.
+    #[arg(long, env = "OTTO_MAX_WORKERS", value_name = "N", default_value = "100", value_parser = at_least_one)]
+    pub(crate) max_workers: u32,
+    /// Workers live at once of one repository; 0: no limit. Tasks without a repository are not limited.
+    #[arg(long, env = "OTTO_MAX_WORKERS_PER_REPOSITORY", value_name = "N", default_value = "0")]
+    pub(crate) max_workers_per_repository: u32,
+    /// Workers live at once of one task; 0: no limit.
+    #[arg(long, env = "OTTO_MAX_WORKERS_PER_TASK", value_name = "N", default_value = "0")]
+    pub(crate) max_workers_per_task: u32,
+    /// Largest number of workers that an event may ask for.
+    #[arg(long, env = "OTTO_MAX_COUNT", value_name = "N", default_value = "1000", value_parser = at_least_one)]
+    pub(crate) max_count: u32,
+    /// Workers being created at once.
+    #[arg(long, env = "OTTO_MAX_CREATIONS", value_name = "N", default_value = "16", value_parser = at_least_one)]
+    pub(crate) max_creations: u32,
+    /// How long records of ended tasks are kept. An event older than this is never applied.
+    #[arg(long, env = "OTTO_RECORD_RETENTION", value_name = "TIME", default_value = "7d", value_parser = retention)]
+    pub(crate) record_retention: Duration,
+    /// How long what is left of an ended worker is kept after its result is stored (at most 2,000 of them).
+    #[arg(long, env = "OTTO_KEEP_ENDED", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    pub(crate) keep_ended: Duration,
+}
+
+/// What events leave open.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Workers")]
+pub(crate) struct WorkArgs {
+    /// What a worker runs if its event does not say, as a JSON array of strings. Default: `otto demo`.
+    #[arg(long, env = "OTTO_DEFAULT_COMMAND", value_name = "JSON", value_parser = command)]
+    pub(crate) default_command: Option<Command>,
+    /// Container image if the event does not say (driver kubernetes).
+    #[arg(long, env = "OTTO_DEFAULT_IMAGE", value_name = "IMAGE", default_value = "")]
+    pub(crate) default_image: String,
+    /// Longest time one attempt may run if the event does not say; 0: no limit.
+    #[arg(long, env = "OTTO_DEFAULT_TIMEOUT", value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
+    pub(crate) default_timeout: Duration,
+    /// Attempts of a job that fails by itself, if the event does not say.
+    #[arg(long, env = "OTTO_DEFAULT_MAX_ATTEMPTS", value_name = "N", default_value = "1", value_parser = at_least_one)]
+    pub(crate) default_max_attempts: u32,
+    /// Further attempts after failures that are not the job's (node lost, evicted, no process could be started).
+    #[arg(long, env = "OTTO_INFRASTRUCTURE_RETRIES", value_name = "N", default_value = "3")]
+    pub(crate) infrastructure_retries: u32,
+    /// Wait before a second attempt; doubles with each further one.
+    #[arg(long, env = "OTTO_RETRY_BACKOFF_MIN", value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub(crate) retry_backoff_min: Duration,
+    /// Longest wait before a further attempt.
+    #[arg(long, env = "OTTO_RETRY_BACKOFF_MAX", value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
+    pub(crate) retry_backoff_max: Duration,
+    /// Time between SIGTERM and SIGKILL for a worker that is stopped.
+    #[arg(long, env = "OTTO_GRACE", value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub(crate) grace: Duration,
+    /// The agent (driver process). Default: `otto-worker` beside this program, otherwise found by PATH.
+    #[arg(long, env = "OTTO_WORKER_BINARY", value_name = "FILE")]
+    pub(crate) worker_binary: Option<PathBuf>,
+}
+
+/// Where workers run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DriverKind {
+    /// Child processes of this machine.
+    Process,
+    /// Pods of a Kubernetes cluster.
+    Kubernetes,
+}
+
+/// Where a new consumer group begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventStart {
+    /// With the first entry that is there.
+    First,
+    /// With what comes from now on.
+    New,
+    /// After this entry.
+    After(EntryId),
+}
+
+impl std::str::FromStr for EventStart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "0" => Ok(Self::First),
+            "$" => Ok(Self::New),
+            id => id.parse().map(Self::After).map_err(|_| {
+                "accepted: 0 (everything in the stream), $ (what comes from now on), or an entry id such as \
+                 1700000000000-0"
+                    .to_owned()
+            }),
+        }
+    }
+}
+
+/// A program and its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Command(pub(crate) Vec<String>);
+
+fn command(text: &str) -> Result<Command, String> {
+    match serde_json::from_str::<Vec<String>>(text) {
+        Ok(words) if words.first().is_some_and(|program| !program.is_empty()) => Ok(Command(words)),
+        _ => Err(r#"accepted: a JSON array of strings, the program first, such as ["make","test"]"#.to_owned()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(format!("accepted: a number from 1 to {}", u32::MAX)),
+    }
+}
+
+fn key(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 512 || text.contains(['{', '}']) {
+        return Err("accepted: 1 to 512 bytes without braces".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn retention(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text)?;
+    if time < Duration::from_secs(60) {
+        return Err(
+            "accepted: 1m or longer; a repeated event is recognised only as long as records are kept".to_owned()
+        );
+    }
+    Ok(time)
+}
+
+pub(crate) fn millis(time: Duration) -> Millis {
+    // A century is as good as never, and leaves room to add.
+    Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX).min(100 * 366 * 24 * 3_600_000)
+}
+
+fn optional(limit: u32) -> Option<usize> {
+    (limit > 0).then(|| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+impl Config {
+    /// What the controller goes by.
+    ///
+    /// # Errors
+    /// If two settings do not fit each other.
+    pub(crate) fn options(&self) -> anyhow::Result<Options> {
+        let work = &self.work;
+        anyhow::ensure!(
+            work.retry_backoff_min <= work.retry_backoff_max,
+            "--retry-backoff-min ({:?}) is longer than --retry-backoff-max ({:?})",
+            work.retry_backoff_min,
+            work.retry_backoff_max
+        );
+        let timeout = work.default_timeout;
+        let timeout_seconds = u32::try_from(timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0))
+            .context("--default-timeout is too long; accepted: at most 4294967295s")?;
+        Ok(Options {
+            defaults: Defaults {
+                image: work.default_image.clone(),
+                command: work.default_command.clone().map_or_else(demo, |command| command.0),
+                timeout_seconds,
+                max_attempts: work.default_max_attempts,
+                max_count: self.limits.max_count,
+                retention: millis(self.limits.record_retention),
+            },
+            policy: Policy {
+                infrastructure_retries: work.infrastructure_retries,
+                backoff_min: millis(work.retry_backoff_min),
+                backoff_max: millis(work.retry_backoff_max),
+                keep_ended: millis(self.limits.keep_ended),
+                overdue: millis(work.grace) + 30_000,
+                stop_again: millis(work.grace) + 30_000,
+            },
+            limits: Limits {
+                total: optional(self.limits.max_workers),
+                per_repository: optional(self.limits.max_workers_per_repository),
+                per_task: optional(self.limits.max_workers_per_task),
+            },
+            creations: optional(self.limits.max_creations).unwrap_or(1),
+        })
+    }
+
+    /// The agent's program.
+    pub(crate) fn worker_binary(&self) -> PathBuf {
+        self.work.worker_binary.clone().or_else(|| sibling("otto-worker")).unwrap_or_else(|| "otto-worker".into())
+    }
+}
+
+/// A program beside this one.
+fn sibling(name: &str) -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?.parent()?.join(name);
+    path.is_file().then_some(path)
+}
+
+/// `otto demo`, or a line from the shell where this program stands alone.
+fn demo() -> Vec<String> {
+    let shell = "/bin/sh";
+    match sibling("otto") {
+        Some(otto) => vec![otto.to_string_lossy().into_owned(), "demo".to_owned()],
+        None if std::path::Path::new(shell).exists() => {
+            let script = r#"echo "worker $OTTO_JOB_INDEX of task $OTTO_JOB_TASK_ID: hello""#;
+            [shell, "-c", script].map(str::to_owned).to_vec()
+        }
+        None => vec!["otto".to_owned(), "demo".to_owned()],
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,521 @@
+//! The loop and the driver: what is observed into facts, plans into calls.
+
+use std::collections::{BTreeSet, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use otto_service::telemetry;
+use tracing::Instrument;
+
+use super::task::{Task, Told};
+use super::{Controller, LIST, keep};
+use crate::driver::{DriverError, Launch, Observed, State, WorkerKey};
+use crate::metrics::ClassLabel;
+use crate::plan::{self, Attempt, Fact, Plan, Weight};
+use crate::task::{Class, Millis, Outcome, Record};
+use crate::worker_events::derive::Teller;
+
+/// Between two looks at everything the driver has, to find what vanished without a word.
+const LIST_EVERY: Millis = 60_000;
+/// Workers whose task nobody knows run so long before they are stopped.
+const ORPHAN_GRACE: Millis = 10 * 60_000;
+/// Ended attempts that the driver keeps at once, however young.
+const REMAINS: usize = 2_000;
+/// A failed stop is tried again after this.
+const STOP_RETRY: Millis = 1_000;
+
+/// What is known of the driver's list.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// It was read once.
+    pub(super) known: bool,
+    running: bool,
+    failures: u32,
+    /// Gone since the list under way began: an older look must not bring them back.
+    gone: HashSet<WorkerKey>,
+    /// Live before the list under way began.
+    live: HashSet<WorkerKey>,
+    /// Live ones that were not in the last list.
+    missing: HashSet<WorkerKey>,
+}
+
+/// What came of a call to the driver.
+#[derive(Debug)]
+pub(super) enum Driven {
+    Created { key: WorkerKey, result: Result<(), DriverError> },
+    Stopped { key: WorkerKey, result: anyhow::Result<()> },
+    Removed { key: WorkerKey, result: anyhow::Result<()> },
+    Listed(anyhow::Result<Vec<Observed>>),
+}
+
+/// A call whose panic is a failure like any other.
+async fn caught<T>(call: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| Err(anyhow::anyhow!("the driver panicked")))
+}
+
+fn rank(state: &State) -> u8 {
+    match state {
+        State::Created { .. } => 0,
+        State::Running => 1,
+        State::Ended { .. } => 2,
+        State::Gone => 3,
+    }
+}
+
+impl Controller {
+    pub(super) fn list(&mut self) {
+        if std::mem::replace(&mut self.driver_listed.running, true) {
+            return;
+        }
+        self.driver_listed.gone.clear();
+        let live = self.tasks.iter().flat_map(|(task_id, task)| {
+            let live = task.facts.workers.iter().filter(|(_, fact)| fact.is_live());
+            live.map(|((index, attempt), _)| WorkerKey { task_id: task_id.clone(), index: *index, attempt: *attempt })
+        });
+        self.driver_listed.live = live.collect();
+        let driver = Arc::clone(&self.driver);
+        self.driving.spawn(async move { Driven::Listed(caught(async { driver.list().await }).await) });
+    }
+
+    fn was_listed(&mut self, result: anyhow::Result<Vec<Observed>>) {
+        self.driver_listed.running = false;
+        let now = self.clock.now();
+        let workers = match result {
+            Ok(workers) => workers,
+            Err(error) => {
+                self.metrics.driver_errors.inc();
+                self.driver_listed.failures = self.driver_listed.failures.saturating_add(1);
+                let wait = (100_i64 << self.driver_listed.failures.min(7)).min(10_000);
+                let error = format!("{error:#}");
+                tracing::error!(error, driver = self.driver.name(), "the driver cannot list its workers; trying again");
+                return self.chore_at(LIST, now + wait);
+            }
+        };
+        self.driver_listed.failures = 0;
+        let mut missing = std::mem::take(&mut self.driver_listed.live);
+        let gone = std::mem::take(&mut self.driver_listed.gone);
+        for worker in workers {
+            missing.remove(&worker.key);
+            if !gone.contains(&worker.key) {
+                self.observed(worker);
+            }
+        }
+        // Missing twice: it vanished. Once may be a look from before it was made.
+        let before = std::mem::replace(&mut self.driver_listed.missing, missing.clone());
+        for key in missing.intersection(&before) {
+            self.vanished(key);
+        }
+        if !std::mem::replace(&mut self.driver_listed.known, true) {
+            self.health.send_if_modified(|health| !std::mem::replace(&mut health.driver, true));
+            let all = self.tasks.iter().filter(|(_, task)| !task.is_done()).map(|(task_id, _)| task_id.clone());
+            self.dirty.extend(all.collect::<Vec<_>>());
+        }
+        self.chore_at(LIST, now + LIST_EVERY);
+    }
+
+    /// Notes what the driver saw. A look never takes a worker back in its life: looks may be older than changes.
+    pub(super) fn observed(&mut self, seen: Observed) {
+        let now = self.clock.now();
+        let Observed { key, state, created_at, started_at, node_name, .. } = seen;
+        if state == State::Gone {
+            if self.driver_listed.running {
+                self.driver_listed.gone.insert(key.clone());
+            }
+            return self.vanished(&key);
+        }
+        let task = self.tasks.entry(key.task_id.clone()).or_default();
+        if task.stored.is_none() && !task.busy && task.orphaned.is_none() {
+            task.uncertain = true;
+        }
+        let attempt = (key.index, key.attempt);
+        let fact = task
+            .facts
+            .workers
+            .entry(attempt)
+            .or_insert_with(|| Fact::new(State::Created { waiting: None }, created_at));
+        if rank(&state) < rank(&fact.state) {
+            return;
+        }
+        fact.created_at = created_at;
+        fact.started_at = started_at.or(fact.started_at);
+        fact.node_name = node_name;
+        if state == State::Running {
+            fact.running_since.get_or_insert(now);
+        }
+        if matches!(state, State::Ended { .. }) && fact.ended_since.is_none() {
+            fact.ended_since = Some(now);
+            self.remains.insert((now, key.task_id.clone(), key.index, key.attempt));
+        }
+        if !matches!(fact.state, State::Ended { .. }) {
+            fact.state = state;
+        }
+        self.dirty.insert(key.task_id);
+        self.shorten_remains();
+    }
+
+    /// Nothing is left of a worker.
+    fn vanished(&mut self, key: &WorkerKey) {
+        let now = self.clock.now();
+        let Some(task) = self.tasks.get_mut(&key.task_id) else { return };
+        let Some(fact) = task.facts.workers.get_mut(&(key.index, key.attempt)) else { return };
+        fact.gone = true;
+        if fact.is_live() {
+            fact.state = State::Ended {
+                at: now,
+                outcome: Outcome {
+                    class: Class::NodeLost,
+                    exit_code: None,
+                    signal: None,
+                    message: "the worker disappeared; nobody knows how its job ended".to_owned(),
+                },
+            };
+            fact.ended_since = Some(now);
+        }
+        self.dirty.insert(key.task_id.clone());
+    }
+
+    fn shorten_remains(&mut self) {
+        while self.remains.len() > REMAINS {
+            let Some((_, task_id, index, attempt)) = self.remains.pop_first() else { return };
+            if let Some(fact) =
+                self.tasks.get_mut(&task_id).and_then(|task| task.facts.workers.get_mut(&(index, attempt)))
+            {
+                fact.ended_since = Some(0);
+                self.dirty.insert(task_id);
+            }
+        }
+    }
+
+    /// Plans what something happened to, and starts what may start.
+    pub(super) fn carry_out(&mut self) {
+        while !self.dirty.is_empty() {
+            for task_id in std::mem::take(&mut self.dirty) {
+                if let Some(mut task) = self.tasks.remove(&task_id) {
+                    self.plan(&task_id, &mut task);
+                    if !(task.is_idle() && task.stored.is_none()) {
+                        self.tasks.insert(task_id, task);
+                    } else if let Some(wake) = task.wake {
+                        self.timers.remove(&(wake, task_id));
+                    }
+                }
+            }
+        }
+        while self.creating < self.options.creations {
+            let Some((task_id, index)) = self.admission.next() else { break };
+            self.create(&task_id, index);
+        }
+        self.evict();
+    }
+
+    fn plan(&mut self, task_id: &str, task: &mut Task) {
+        let now = self.clock.now();
+        // A plan costs a look at every worker of the task: a large one gathers changes for a moment.
+        let pause = i64::try_from(task.facts.workers.len() / 100).unwrap_or(i64::MAX);
+        let due = task.planned.map_or(now, |planned| planned + pause);
+        if due > now {
+            let at = task.wake.map_or(due, |wake| wake.min(due));
+            return self.wake_at(task_id, task, Some(at));
+        }
+        task.planned = (pause > 0).then_some(now);
+        task.facts.complete = self.driver_listed.known;
+
+        if task.uncertain && !task.busy {
+            match &mut self.outage {
+                Some(outage) => {
+                    outage.stuck.insert(task_id.to_owned());
+                }
+                None if self.loaded.is_cancelled() => self.read(task_id, task, None),
+                None => {}
+            }
+        }
+        let deleting = task.deleting.is_some() && !task.uncertain;
+        let Some(stored) = task.stored.clone() else {
+            if let Some(reply) = task.deleting.take_if(|_| deleting && !task.busy) {
+                task.deleting = self.delete(task_id, task, reply);
+            }
+            return self.plan_orphans(task_id, task, now);
+        };
+        self.tell_observed(task);
+        let policy = &self.options.policy;
+        let settled = plan::settle(&stored, &task.facts, policy, now);
+        let mut plan = plan::actions(&stored, &task.facts, policy, now);
+        if deleting && stored.phase.is_terminal() {
+            let policy = plan::Policy { keep_ended: 0, ..policy.clone() };
+            plan.remove = plan::actions(&stored, &task.facts, &policy, now).remove;
+        }
+        match settled {
+            Some((record, weight)) => {
+                self.board.show(Arc::new(record.clone()));
+                self.write_when_due(task_id, task, record, weight, now);
+            }
+            None => task.soft_due = None,
+        }
+        if task.busy || task.uncertain {
+            // What is decided right now may be something else.
+            plan.ready.clear();
+        }
+        let wake = [plan.wake, task.soft_due].into_iter().flatten().min();
+        self.wake_at(task_id, task, wake);
+        self.act(task_id, task, Some(&stored), plan);
+        if let Some(reply) = task.deleting.take_if(|_| deleting) {
+            task.deleting = self.delete(task_id, task, reply);
+        }
+    }
+
+    fn write_when_due(&mut self, task_id: &str, task: &mut Task, record: Record, weight: Weight, now: Millis) {
+        if task.busy || task.uncertain {
+            return;
+        }
+        if weight == Weight::Soft {
+            let due = *task.soft_due.get_or_insert(now + keep::SOFT_DELAY);
+            if due > now {
+                return;
+            }
+        }
+        match &mut self.outage {
+            Some(outage) => {
+                outage.stuck.insert(task_id.to_owned());
+                task.soft_due = None;
+            }
+            None => self.write_settled(task_id, task, record),
+        }
+    }
+
+    fn plan_orphans(&mut self, task_id: &str, task: &mut Task, now: Millis) {
+        let stop_live = match task.orphaned {
+            Some((since, asked_again)) if !task.busy && !task.uncertain => {
+                let due = since + ORPHAN_GRACE <= now;
+                if due && !asked_again && task.facts.workers.values().any(Fact::is_live) {
+                    // Before it is killed, the store is asked once more.
+                    task.uncertain = true;
+                    self.dirty.insert(task_id.to_owned());
+                }
+                due && asked_again
+            }
+            _ => false,
+        };
+        let mut plan = plan::orphans(&task.facts, stop_live, &self.options.policy, now);
+        if let Some((since, false)) = task.orphaned {
+            let due = since + ORPHAN_GRACE;
+            plan.wake = Some(plan.wake.map_or(due, |wake| wake.min(due))).filter(|at| *at > now);
+        }
+        self.wake_at(task_id, task, plan.wake);
+        self.act(task_id, task, None, plan);
+    }
+
+    /// Sets when a task is planned again, if nothing happens to it before.
+    fn wake_at(&mut self, task_id: &str, task: &mut Task, at: Option<Millis>) {
+        if task.wake == at {
+            return;
+        }
+        if let Some(before) = std::mem::replace(&mut task.wake, at) {
+            self.timers.remove(&(before, task_id.to_owned()));
+        }
+        if let Some(at) = at {
+            self.timers.insert((at, task_id.to_owned()));
+        }
+    }
+
+    fn act(&mut self, task_id: &str, task: &mut Task, stored: Option<&Record>, plan: Plan) {
+        for attempt in plan.forget {
+            self.forget(task_id, task, attempt);
+        }
+        for attempt in plan.stop {
+            self.call(task_id, task, attempt, true);
+        }
+        for attempt in plan.remove {
+            self.call(task_id, task, attempt, false);
+        }
+        let taken = task.facts.workers.iter().filter(|(_, fact)| fact.is_live()).map(|(attempt, _)| attempt);
+        let taken = taken.chain(&task.facts.creating).collect::<BTreeSet<_>>().len();
+        let (repository, priority, created_at) = stored
+            .map_or(("", 0, 0), |record| (record.spec.repository.as_str(), record.spec.priority, record.created_at));
+        self.admission.set(task_id, (repository, priority, created_at), plan.ready, taken);
+    }
+
+    fn forget(&mut self, task_id: &str, task: &mut Task, attempt: Attempt) {
+        if let Some(fact) = task.facts.workers.remove(&attempt)
+            && let Some(since) = fact.ended_since
+        {
+            self.remains.remove(&(since, task_id.to_owned(), attempt.0, attempt.1));
+        }
+        task.told.remove(&attempt);
+        task.asked.remove(&attempt.0);
+    }
+
+    fn call(&mut self, task_id: &str, task: &mut Task, attempt: Attempt, stop: bool) {
+        let Some(fact) = task.facts.workers.get_mut(&attempt) else { return };
+        fact.busy = true;
+        let driver = Arc::clone(&self.driver);
+        let key = WorkerKey { task_id: task_id.to_owned(), index: attempt.0, attempt: attempt.1 };
+        self.driving.spawn(async move {
+            if stop {
+                let result = caught(async { driver.stop(&key).await }).await;
+                Driven::Stopped { key, result }
+            } else {
+                let result = caught(async { driver.remove(&key).await }).await;
+                Driven::Removed { key, result }
+            }
+        });
+    }
+
+    fn create(&mut self, task_id: &str, index: u32) {
+        let Some(task) = self.tasks.get_mut(task_id) else { return };
+        let Some(stored) = task.stored.clone() else { return };
+        let Some(worker) = stored.worker(index) else { return };
+        let key = WorkerKey { task_id: task_id.to_owned(), index, attempt: worker.attempt };
+        task.facts.creating.insert((index, worker.attempt));
+        task.facts.deferred.remove(&(index, worker.attempt));
+        self.creating += 1;
+        let span = tracing::info_span!("start_worker", task_id, index, attempt = worker.attempt);
+        if let Some(parent) = &stored.spec.traceparent {
+            telemetry::parent_from(&span, parent);
+        }
+        let traceparent = telemetry::traceparent(&span).or_else(|| stored.spec.traceparent.clone());
+        let driver = Arc::clone(&self.driver);
+        let call = async move {
+            let launch = Launch { key: key.clone(), spec: stored.spec.clone(), traceparent };
+            let created = AssertUnwindSafe(async { driver.create(launch).await }).catch_unwind().await;
+            let panicked = |_| Err(DriverError::Busy { retry_after: 1_000, message: "the driver panicked".to_owned() });
+            Driven::Created { key, result: created.unwrap_or_else(panicked) }
+        };
+        self.driving.spawn(call.instrument(span));
+    }
+
+    pub(super) fn driven(&mut self, driven: Driven) {
+        match driven {
+            Driven::Created { key, result } => self.was_created(&key, result),
+            Driven::Listed(result) => self.was_listed(result),
+            Driven::Stopped { key, result } => {
+                let now = self.clock.now();
+                if let Err(error) = &result {
+                    self.metrics.driver_errors.inc();
+                    let (worker, error) = (self.driver.worker_name(&key), format!("{error:#}"));
+                    tracing::warn!(worker, error, "a worker could not be told to stop; trying again");
+                }
+                if let Some(fact) = self.fact(&key) {
+                    fact.busy = false;
+                    fact.stop_sent = Some(now).filter(|_| result.is_ok()).or(fact.stop_sent);
+                    fact.hold = result.is_err().then_some(now + STOP_RETRY);
+                }
+                self.dirty.insert(key.task_id);
+            }
+            Driven::Removed { key, result } => {
+                let now = self.clock.now();
+                if let Err(error) = &result {
+                    let (worker, error) = (self.driver.worker_name(&key), format!("{error:#}"));
+                    tracing::debug!(worker, error, "an ended worker cannot be removed yet");
+                }
+                if let Some(fact) = self.fact(&key) {
+                    fact.busy = false;
+                    fact.gone |= result.is_ok();
+                    // Its log may not be drained yet: asked less and less often.
+                    let age = now - fact.ended_since.filter(|since| *since > 0).unwrap_or(now);
+                    fact.hold = result.is_err().then_some(now + (age / 2).clamp(5_000, 300_000));
+                }
+                self.dirty.insert(key.task_id);
+            }
+        }
+    }
+
+    fn fact(&mut self, key: &WorkerKey) -> Option<&mut Fact> {
+        self.tasks.get_mut(&key.task_id)?.facts.workers.get_mut(&(key.index, key.attempt))
+    }
+
+    fn was_created(&mut self, key: &WorkerKey, result: Result<(), DriverError>) {
+        let now = self.clock.now();
+        self.creating = self.creating.saturating_sub(1);
+        let Some(mut task) = self.tasks.remove(&key.task_id) else { return };
+        let attempt = (key.index, key.attempt);
+        task.facts.creating.remove(&attempt);
+        match result {
+            Ok(()) => {
+                task.facts.workers.entry(attempt).or_insert_with(|| Fact::new(State::Created { waiting: None }, now));
+            }
+            Err(DriverError::Refused(outcome)) => {
+                let mut fact = Fact::new(State::Ended { at: now, outcome }, now);
+                fact.ended_since = Some(now);
+                fact.gone = true;
+                task.facts.workers.entry(attempt).or_insert(fact);
+            }
+            Err(DriverError::Busy { retry_after, message }) => {
+                self.metrics.driver_errors.inc();
+                tracing::warn!(worker = self.driver.worker_name(key), message, "a worker cannot be created yet");
+                task.facts.deferred.insert(attempt, now + Millis::from(retry_after.max(10)));
+                if let Some(record) = &task.stored {
+                    let why = Outcome { class: Class::Infrastructure, exit_code: None, signal: None, message };
+                    let event = Teller { driver: &*self.driver, record }.waiting(attempt, now, &why);
+                    self.publisher.publish(vec![event]);
+                }
+            }
+        }
+        self.tasks.insert(key.task_id.clone(), task);
+        self.dirty.insert(key.task_id.clone());
+    }
+
+    /// Tells of what was seen and not told yet.
+    pub(super) fn tell_observed(&mut self, task: &mut Task) {
+        let Some(record) = &task.stored else { return };
+        let teller = Teller { driver: &*self.driver, record };
+        let mut events = Vec::new();
+        for (attempt, fact) in &task.facts.workers {
+            if fact.gone && fact.created_at == fact.ended_since.unwrap_or_default() {
+                continue; // Refused: there never was one.
+            }
+            let told = task.told.entry(*attempt).or_default();
+            let waiting = match &fact.state {
+                State::Created { waiting: Some(why) } => teller.waiting(*attempt, fact.created_at, why).event_id,
+                _ => String::new(),
+            };
+            let seen = Told {
+                created: true,
+                started: told.started || matches!(fact.state, State::Running) || fact.started_at.is_some(),
+                waiting: if waiting.is_empty() { told.waiting.clone() } else { waiting },
+            };
+            if *told == seen {
+                continue;
+            }
+            for event in teller.observed(*attempt, fact) {
+                use otto_proto::v1::worker_event::Type;
+                let new = match event.r#type() {
+                    Type::Created => !told.created,
+                    Type::Started => !told.started,
+                    _ => told.waiting != event.event_id,
+                };
+                if new {
+                    events.push(event);
+                }
+            }
+            if seen.started
+                && !told.started
+                && let Some(asked) = task.asked.remove(&attempt.0)
+                && attempt.1 == 1
+            {
+                let took = fact.started_at.unwrap_or(asked) - asked;
+                self.metrics
+                    .start_seconds
+                    .observe(std::time::Duration::from_millis(took.max(0).unsigned_abs()).as_secs_f64());
+            }
+            *told = seen;
+        }
+        self.publisher.publish(events);
+    }
+
+    /// Counts the attempts that ended between two stored records.
+    pub(super) fn count(&self, before: Option<&Record>, after: &Record) {
+        for worker in &after.workers {
+            let old = before.and_then(|record| record.worker(worker.index));
+            let Some(outcome) = &worker.outcome else { continue };
+            let label = ClassLabel { class: outcome.class.as_str() };
+            let was_live = old.is_some_and(|old| old.phase.is_live());
+            let next = old.is_some_and(|old| old.attempt < worker.attempt);
+            if was_live && (next || !worker.phase.is_live()) {
+                self.metrics.ended.get_or_create(&label).inc();
+            }
+            if was_live && next {
+                self.metrics.retries.get_or_create(&label).inc();
+            }
+        }
+    }
+}

@@ -1,0 +1,568 @@
+//! The loop and the task store: events into records, records into the store, and what to do while the store is away.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use otto_service::client::Backoff;
+
+use super::task::{Task, Waiter};
+use super::{
+    Applied, ApplyError, ApplyReply, Change, Command, Controller, DeleteError, DeleteReply, ENDED_HELD, EXPIRE, LOAD,
+    PROBE, Reason,
+};
+use crate::apply::{Decision, apply};
+use crate::driver::WorkerKey;
+use crate::plan;
+use crate::store::StoreError;
+use crate::task::{EntryId, Millis, Record, WorkerPhase};
+use crate::worker_events::derive::Teller;
+
+/// Longest wait for one answer of the store.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Longest wait for all its records.
+const LOAD_DEADLINE: Duration = Duration::from_secs(120);
+/// Between two looks at a store that is well.
+const PROBE_EVERY: Millis = 5_000;
+/// Between two looks for records whose retention has ended.
+const EXPIRE_EVERY: Millis = 60_000;
+/// Expired records removed at once.
+const EXPIRE_BATCH: usize = 500;
+/// Other writers an event gives way to, before its sender is asked to try again.
+const CONFLICTS: u32 = 16;
+/// Changes that a look at the driver would tell again are stored within this.
+pub(super) const SOFT_DELAY: Millis = 500;
+
+pub(super) fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(2))
+}
+
+/// The store is away.
+#[derive(Debug)]
+pub(super) struct Outage {
+    pub(super) message: String,
+    /// Tasks that wait for it.
+    pub(super) stuck: HashSet<String>,
+    retry_after: u32,
+}
+
+/// Why a record is written.
+#[derive(Debug)]
+pub(super) enum Why {
+    /// It was brought up to the facts.
+    Settled,
+    Event {
+        waiter: Waiter,
+        touched: Vec<u32>,
+        unchanged: bool,
+        conflicts: u32,
+    },
+}
+
+/// What came of a call to the store.
+#[derive(Debug)]
+pub(super) enum Kept {
+    Loaded(Result<Vec<Record>, StoreError>),
+    Written { task_id: String, record: Arc<Record>, why: Why, result: Result<(), StoreError> },
+    Read { task_id: String, waiter: Option<(Waiter, u32)>, result: Result<Option<Record>, StoreError> },
+    Acknowledged { applied: Box<Applied>, reply: ApplyReply, result: Result<(), StoreError> },
+    Removed { task_id: String, result: Result<(), StoreError> },
+    Pinged(Result<(), StoreError>),
+    Expired(Result<usize, StoreError>),
+}
+
+async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(result) => result,
+        Err(_) => Err(StoreError::Unavailable(format!("no answer within {} s", deadline.as_secs()))),
+    }
+}
+
+impl Controller {
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::Apply { event, reply } => {
+                self.under_way += 1;
+                if let Some(error) = self.away() {
+                    return self.answer(reply, Err(error));
+                }
+                let task_id = event.task_id.clone();
+                let mut task = self.tasks.remove(&task_id).unwrap_or_default();
+                task.waiting.push_back((event, reply));
+                self.next_event(&task_id, &mut task);
+                self.tasks.insert(task_id, task);
+            }
+            Command::Delete { task_id, reply } => {
+                if let Some(error) = self.away() {
+                    let _ = reply.send(Err(error.into()));
+                    return;
+                }
+                let task = self.tasks.entry(task_id.clone()).or_default();
+                if task.stored.is_none() {
+                    task.uncertain = true;
+                }
+                if let Some(before) = task.deleting.replace(reply) {
+                    let _ = before.send(Err(DeleteError::Remains("it is being deleted by another call".into())));
+                }
+                self.dirty.insert(task_id);
+            }
+        }
+    }
+
+    /// Why events cannot be taken now.
+    fn away(&self) -> Option<ApplyError> {
+        if let Some(outage) = &self.outage {
+            return Some(ApplyError::Unavailable { retry_after: outage.retry_after, message: outage.message.clone() });
+        }
+        (!self.loaded.is_cancelled())
+            .then(|| ApplyError::Unavailable { retry_after: 500, message: "its records are being read".to_owned() })
+    }
+
+    fn answer(&mut self, reply: ApplyReply, result: Result<Applied, ApplyError>) {
+        self.under_way = self.under_way.saturating_sub(1);
+        self.metrics.event(match &result {
+            Ok(Applied::Changed(_)) => "applied",
+            Ok(Applied::AlreadyProcessed(_)) => "already_processed",
+            Ok(Applied::Dead(_)) => "dead_letter",
+            Err(_) => "unavailable",
+        });
+        // A caller that went away has no use for it; the effect stands.
+        let _ = reply.send(result);
+    }
+
+    /// Takes up the event that waits longest, unless something of the task is under way.
+    pub(super) fn next_event(&mut self, task_id: &str, task: &mut Task) {
+        if task.busy || task.waiting.is_empty() {
+            return;
+        }
+        if task.uncertain {
+            self.dirty.insert(task_id.to_owned());
+        } else if let Some(waiter) = task.waiting.pop_front() {
+            self.decide(task_id, task, waiter, 0, false);
+        }
+    }
+
+    /// `read`: the store was asked just now.
+    fn decide(&mut self, task_id: &str, task: &mut Task, waiter: Waiter, conflicts: u32, read: bool) {
+        let now = self.clock.now();
+        task.facts.complete = self.driver_listed.known;
+        let settled = task
+            .stored
+            .as_ref()
+            .and_then(|stored| plan::settle(stored, &task.facts, &self.options.policy, now).map(|(record, _)| record));
+        let base = settled.as_ref().or(task.stored.as_deref());
+        match apply(base, &waiter.0, &self.options.defaults, now) {
+            Decision::Put { record, touched, unchanged } => {
+                let entry = waiter.0.entry;
+                self.write(task_id, task, record, entry, Why::Event { waiter, touched, unchanged, conflicts });
+            }
+            Decision::AlreadyProcessed => {
+                let Some(record) = task.stored.clone() else { return };
+                let worker_names = self.names(&record, None);
+                let applied = Applied::AlreadyProcessed(Change { record, worker_names });
+                self.acknowledge(waiter, applied);
+                self.next_event(task_id, task);
+            }
+            // Not held in memory does not mean not stored.
+            Decision::Dead(_) if task.stored.is_none() && !read => self.read(task_id, task, Some((waiter, conflicts))),
+            Decision::Dead(reason) => {
+                self.answer(waiter.1, Ok(Applied::Dead(reason)));
+                self.next_event(task_id, task);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, (event, reply): Waiter, applied: Applied) {
+        let Some(entry) = event.entry else { return self.answer(reply, Ok(applied)) };
+        let store = Arc::clone(&self.store);
+        let call = async move {
+            let result = within(DEADLINE, store.acknowledge(entry)).await;
+            Kept::Acknowledged { applied: Box::new(applied), reply, result }
+        };
+        self.keeping.push(call.boxed());
+    }
+
+    /// Names of the workers with these indexes; `None`: all that are not stopped.
+    fn names(&self, record: &Record, indexes: Option<&[u32]>) -> Vec<String> {
+        let wanted = |index: u32, phase: WorkerPhase| match indexes {
+            Some(indexes) => indexes.contains(&index),
+            None => !matches!(phase, WorkerPhase::Stopped | WorkerPhase::Stopping),
+        };
+        let workers = record.workers.iter().filter(|worker| wanted(worker.index, worker.phase));
+        workers
+            .map(|worker| {
+                let task_id = record.task_id.clone();
+                self.driver.worker_name(&WorkerKey { task_id, index: worker.index, attempt: worker.attempt })
+            })
+            .collect()
+    }
+
+    /// Stores what was settled.
+    pub(super) fn write_settled(&mut self, task_id: &str, task: &mut Task, mut record: Record) {
+        record.version += 1;
+        self.write(task_id, task, record, None, Why::Settled);
+    }
+
+    fn write(&mut self, task_id: &str, task: &mut Task, record: Record, entry: Option<EntryId>, why: Why) {
+        task.busy = true;
+        task.soft_due = None;
+        let (store, record, task_id) = (Arc::clone(&self.store), Arc::new(record), task_id.to_owned());
+        let call = async move {
+            let result = within(DEADLINE, store.put(&record, entry)).await;
+            Kept::Written { task_id, record, why, result }
+        };
+        self.keeping.push(call.boxed());
+    }
+
+    pub(super) fn read(&mut self, task_id: &str, task: &mut Task, waiter: Option<(Waiter, u32)>) {
+        task.busy = true;
+        let (store, task_id) = (Arc::clone(&self.store), task_id.to_owned());
+        let call = async move {
+            let result = within(DEADLINE, store.get(&task_id)).await;
+            Kept::Read { task_id, waiter, result }
+        };
+        self.keeping.push(call.boxed());
+    }
+
+    pub(super) fn kept(&mut self, kept: Kept) {
+        match kept {
+            Kept::Loaded(result) => self.records_loaded(result),
+            Kept::Written { task_id, record, why, result } => {
+                let mut task = self.tasks.remove(&task_id).unwrap_or_default();
+                task.busy = false;
+                self.written(&task_id, &mut task, record, why, result);
+                self.tasks.insert(task_id.clone(), task);
+                self.dirty.insert(task_id);
+            }
+            Kept::Read { task_id, waiter, result } => {
+                let mut task = self.tasks.remove(&task_id).unwrap_or_default();
+                task.busy = false;
+                self.was_read(&task_id, &mut task, waiter, result);
+                self.tasks.insert(task_id.clone(), task);
+                self.dirty.insert(task_id);
+            }
+            Kept::Acknowledged { applied, reply, result } => match result {
+                Ok(()) => self.answer(reply, Ok(*applied)),
+                Err(error) => {
+                    let error = self.store_failed(&error);
+                    self.answer(reply, Err(error));
+                }
+            },
+            Kept::Removed { task_id, result } => self.removed(&task_id, result),
+            Kept::Pinged(Ok(())) => self.store_well(),
+            Kept::Pinged(Err(error)) => {
+                self.store_failed(&error);
+            }
+            Kept::Expired(Ok(count)) if count >= EXPIRE_BATCH => self.chore_at(EXPIRE, self.clock.now()),
+            Kept::Expired(Ok(_)) => self.chore_at(EXPIRE, self.clock.now() + EXPIRE_EVERY),
+            Kept::Expired(Err(error)) => {
+                self.store_failed(&error);
+                self.chore_at(EXPIRE, self.clock.now() + EXPIRE_EVERY);
+            }
+        }
+    }
+
+    fn written(
+        &mut self,
+        task_id: &str,
+        task: &mut Task,
+        record: Arc<Record>,
+        why: Why,
+        result: Result<(), StoreError>,
+    ) {
+        match (result, why) {
+            (Ok(()), why) => {
+                let before = task.stored.as_ref().map_or(0, |stored| stored.version);
+                if let Why::Event { touched, .. } = &why {
+                    let now = self.clock.now();
+                    task.asked.extend(touched.iter().map(|index| (*index, now)));
+                }
+                self.stored(task_id, task, Some(Arc::clone(&record)));
+                debug_assert!(before < record.version);
+                if let Why::Event { waiter: (_, reply), touched, unchanged, .. } = why {
+                    let worker_names = self.names(&record, (!unchanged).then_some(&touched));
+                    let change = Change { record, worker_names };
+                    let applied = if unchanged { Applied::AlreadyProcessed(change) } else { Applied::Changed(change) };
+                    self.answer(reply, Ok(applied));
+                }
+                self.next_event(task_id, task);
+            }
+            (Err(StoreError::Conflict(_)), Why::Event { waiter, conflicts, .. }) if conflicts < CONFLICTS => {
+                self.read(task_id, task, Some((waiter, conflicts + 1)));
+            }
+            (Err(StoreError::Conflict(_)), Why::Settled) => self.read(task_id, task, None),
+            (Err(error), why) => {
+                // It may have been written all the same.
+                task.uncertain = true;
+                let error = self.store_failed(&error);
+                if let Why::Event { waiter: (_, reply), .. } = why {
+                    self.answer(reply, Err(error.clone()));
+                }
+                self.turn_away(task, &error);
+            }
+        }
+    }
+
+    fn turn_away(&mut self, task: &mut Task, error: &ApplyError) {
+        while let Some((_, reply)) = task.waiting.pop_front() {
+            self.answer(reply, Err(error.clone()));
+        }
+    }
+
+    /// The store has this record now: tells what happened since the last one known.
+    fn stored(&mut self, task_id: &str, task: &mut Task, record: Option<Arc<Record>>) {
+        let now = self.clock.now();
+        let before = std::mem::replace(&mut task.stored, record);
+        if let Some(before) = before.as_ref().filter(|before| before.phase.is_terminal()) {
+            self.ended.remove(&(before.ended_at.unwrap_or_default(), task_id.to_owned()));
+        }
+        let Some(record) = task.stored.clone() else {
+            self.board.hide(task_id);
+            return;
+        };
+        task.orphaned = None;
+        self.tell_observed(task);
+        let events = Teller { driver: &*self.driver, record: &record }.since(before.as_deref(), now);
+        self.count(before.as_deref(), &record);
+        if record.phase.is_terminal() {
+            self.ended.insert((record.ended_at.unwrap_or_default(), task_id.to_owned()));
+        }
+        self.board.show(record);
+        self.publisher.publish(events);
+    }
+
+    fn was_read(
+        &mut self,
+        task_id: &str,
+        task: &mut Task,
+        waiter: Option<(Waiter, u32)>,
+        result: Result<Option<Record>, StoreError>,
+    ) {
+        match (result, waiter) {
+            (Ok(record), waiter) => {
+                let asked_before = task.orphaned.is_some();
+                task.uncertain = false;
+                match record {
+                    Some(record) => {
+                        let newer = task.stored.as_ref().is_none_or(|stored| **stored != record);
+                        if newer {
+                            self.stored(task_id, task, Some(Arc::new(record)));
+                        }
+                    }
+                    None => {
+                        self.stored(task_id, task, None);
+                        if !task.facts.workers.is_empty() {
+                            let since = task.orphaned.map_or_else(|| self.clock.now(), |(since, _)| since);
+                            task.orphaned = Some((since, asked_before));
+                        }
+                    }
+                }
+                match waiter {
+                    Some((waiter, conflicts)) => self.decide(task_id, task, waiter, conflicts, true),
+                    None => self.next_event(task_id, task),
+                }
+            }
+            (Err(StoreError::Corrupt { reason, .. }), Some(((_, reply), _))) => {
+                self.answer(reply, Ok(Applied::Dead(Reason::Unreadable(reason))));
+                self.next_event(task_id, task);
+            }
+            (Err(error), waiter) => {
+                task.uncertain = true;
+                let error = self.store_failed(&error);
+                if let Some(((_, reply), _)) = waiter {
+                    self.answer(reply, Err(error.clone()));
+                }
+                self.turn_away(task, &error);
+            }
+        }
+    }
+
+    // ---- the store's health
+
+    /// Notes that the store does not answer; the error for whoever asked.
+    fn store_failed(&mut self, error: &StoreError) -> ApplyError {
+        self.metrics.store_errors.inc();
+        let wait = self.store_backoff.next();
+        let retry_after = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(100);
+        let message = error.to_string();
+        if matches!(error, StoreError::Unavailable(_)) {
+            match &mut self.outage {
+                Some(outage) => {
+                    outage.retry_after = retry_after;
+                    outage.message.clone_from(&message);
+                }
+                None => {
+                    tracing::error!(error = message, "the task store is away; running workers go on");
+                    self.outage = Some(Outage { message: message.clone(), stuck: HashSet::new(), retry_after });
+                }
+            }
+            self.health.send_if_modified(|health| std::mem::replace(&mut health.store, false));
+            self.probe_at(self.clock.now() + Millis::from(retry_after));
+        } else {
+            tracing::error!(error = message, "the task store refused");
+        }
+        ApplyError::Unavailable { retry_after, message }
+    }
+
+    fn store_well(&mut self) {
+        self.store_backoff.reset();
+        if let Some(outage) = self.outage.take() {
+            tracing::info!(tasks = outage.stuck.len(), "the task store is back");
+            self.dirty.extend(outage.stuck);
+        }
+        if self.loaded.is_cancelled() {
+            self.health.send_if_modified(|health| !std::mem::replace(&mut health.store, true));
+        }
+        self.probe_at(self.clock.now() + PROBE_EVERY);
+    }
+
+    fn probe_at(&mut self, at: Millis) {
+        if let Some(before) = self.probe_at.replace(at) {
+            self.timers.remove(&(before, format!("{}{PROBE}", super::CHORE)));
+        }
+        self.chore_at(PROBE, at);
+    }
+
+    pub(super) fn probe(&mut self) {
+        self.probe_at = None;
+        let store = Arc::clone(&self.store);
+        self.keeping.push(async move { Kept::Pinged(within(DEADLINE, store.ping()).await) }.boxed());
+    }
+
+    // ---- all records
+
+    pub(super) fn load(&mut self) {
+        let store = Arc::clone(&self.store);
+        self.keeping.push(async move { Kept::Loaded(within(LOAD_DEADLINE, store.load(ENDED_HELD)).await) }.boxed());
+    }
+
+    fn records_loaded(&mut self, result: Result<Vec<Record>, StoreError>) {
+        let records = match result {
+            Ok(records) => records,
+            Err(error) => {
+                self.metrics.store_errors.inc();
+                let wait = self.store_backoff.next();
+                tracing::error!(%error, retry_in = ?wait, "the task store cannot be read; no event is taken until it can");
+                self.chore_at(LOAD, self.clock.now() + i64::try_from(wait.as_millis()).unwrap_or(1_000));
+                return;
+            }
+        };
+        let now = self.clock.now();
+        let latest = now.saturating_add(self.options.policy.backoff_max);
+        let count = records.len();
+        for mut record in records {
+            // The clock may have been set back since they were written.
+            for worker in &mut record.workers {
+                worker.not_before = worker.not_before.map(|at| at.min(latest));
+            }
+            let record = Arc::new(record);
+            let task_id = record.task_id.clone();
+            if record.phase.is_terminal() {
+                self.ended.insert((record.ended_at.unwrap_or_default(), task_id.clone()));
+            } else {
+                self.dirty.insert(task_id.clone());
+            }
+            self.board.show(Arc::clone(&record));
+            self.tasks.entry(task_id).or_default().stored = Some(record);
+        }
+        tracing::info!(tasks = count, live = self.dirty.len(), "the task store has been read");
+        self.loaded.cancel();
+        self.store_well();
+        self.chore_at(EXPIRE, now + EXPIRE_EVERY);
+        self.list();
+    }
+
+    // ---- forgetting
+
+    pub(super) fn expire(&mut self, now: Millis) {
+        if self.outage.is_some() {
+            return self.chore_at(EXPIRE, now + EXPIRE_EVERY);
+        }
+        let before = now.saturating_sub(self.options.defaults.retention);
+        while let Some((_, task_id)) = self.ended.first().filter(|(at, _)| *at < before).cloned() {
+            if !self.drop_ended(&task_id) {
+                break;
+            }
+        }
+        let store = Arc::clone(&self.store);
+        self.keeping
+            .push(async move { Kept::Expired(within(DEADLINE, store.expire(before, EXPIRE_BATCH)).await) }.boxed());
+    }
+
+    /// Holds no more ended tasks than it may.
+    pub(super) fn evict(&mut self) {
+        while self.ended.len() > ENDED_HELD {
+            let done = |id: &String| self.tasks.get(id).is_none_or(Task::is_done);
+            let Some(task_id) = self.ended.iter().take(16).map(|(_, id)| id).find(|id| done(id)).cloned() else {
+                return;
+            };
+            self.drop_ended(&task_id);
+        }
+    }
+
+    fn drop_ended(&mut self, task_id: &str) -> bool {
+        let Some(task) = self.tasks.get(task_id).filter(|task| task.is_done()) else { return false };
+        let at = task.stored.as_ref().and_then(|record| record.ended_at).unwrap_or_default();
+        if let Some(wake) = task.wake {
+            self.timers.remove(&(wake, task_id.to_owned()));
+        }
+        self.ended.remove(&(at, task_id.to_owned()));
+        self.tasks.remove(task_id);
+        self.board.hide(task_id);
+        true
+    }
+
+    /// Goes on with a deletion. Returns the reply if it goes on later.
+    pub(super) fn delete(&mut self, task_id: &str, task: &mut Task, reply: DeleteReply) -> Option<DeleteReply> {
+        let Some(stored) = &task.stored else {
+            let _ = reply.send(Err(DeleteError::NotFound));
+            return None;
+        };
+        if !stored.phase.is_terminal() {
+            let _ = reply.send(Err(DeleteError::Live));
+            return None;
+        }
+        if let Some(((index, attempt), _)) = task.facts.workers.iter().find(|(_, fact)| fact.hold.is_some()) {
+            let key = WorkerKey { task_id: task_id.to_owned(), index: *index, attempt: *attempt };
+            let name = self.driver.worker_name(&key);
+            let why =
+                format!("what is left of worker `{name}` cannot be removed yet; its log may not be stored in full");
+            let _ = reply.send(Err(DeleteError::Remains(why)));
+            return None;
+        }
+        if task.facts.workers.is_empty() && !task.busy {
+            task.busy = true;
+            let (store, task_id, version) = (Arc::clone(&self.store), task_id.to_owned(), stored.version);
+            let call = async move {
+                let result = within(DEADLINE, store.remove(&task_id, version)).await;
+                Kept::Removed { task_id, result }
+            };
+            self.keeping.push(call.boxed());
+        }
+        Some(reply)
+    }
+
+    fn removed(&mut self, task_id: &str, result: Result<(), StoreError>) {
+        let Some(mut task) = self.tasks.remove(task_id) else { return };
+        task.busy = false;
+        let reply = task.deleting.take();
+        let answer = match result {
+            Ok(()) => {
+                self.stored(task_id, &mut task, None);
+                task.told.clear();
+                Ok(())
+            }
+            Err(error) => {
+                task.uncertain = true;
+                Err(DeleteError::Apply(self.store_failed(&error)))
+            }
+        };
+        if let Some(reply) = reply {
+            let _ = reply.send(answer);
+        }
+        self.next_event(task_id, &mut task);
+        self.tasks.insert(task_id.to_owned(), task);
+        self.dirty.insert(task_id.to_owned());
+    }
+}

@@ -1,0 +1,201 @@
+//! `OttoscalerService`: the calls of the earlier system's clients.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use otto_proto::v1::ottoscaler_service_server::OttoscalerService;
+use otto_proto::v1::scale_response::Status as Outcome;
+use otto_proto::v1::{
+    PipelineProgress, PipelineRequest, ScaleRequest, ScaleResponse, WorkerPodStatus, WorkerStatusRequest,
+    WorkerStatusResponse,
+};
+use otto_service::{status, telemetry};
+use tonic::{Request, Response, Status};
+
+use super::{never_applied, not_applied, rfc3339, store_failed};
+use crate::controller::{Applied, Change, Handle};
+use crate::driver::{Driver, WorkerKey};
+use crate::event::{Direction, parse};
+use crate::store::TaskStore;
+use crate::task::{Phase, Record, Worker, WorkerPhase};
+
+/// Workers that are not live and are told of when no task is named.
+const OTHERS: usize = 1_000;
+
+pub(crate) struct Scaler {
+    pub(crate) handle: Handle,
+    pub(crate) store: Arc<dyn TaskStore>,
+    pub(crate) driver: Arc<dyn Driver>,
+}
+
+impl Scaler {
+    async fn scale(&self, request: ScaleRequest, direction: Direction) -> Result<Response<ScaleResponse>, Status> {
+        let mut event = parse::from_request(request, direction)
+            .map_err(|error| status::invalid_argument(error.field, error.reason))?;
+        if event.spec.context.traceparent.is_none() {
+            event.spec.context.traceparent = telemetry::traceparent(&tracing::Span::current());
+        }
+        let task_id = event.task_id.clone();
+        let count = event.count;
+        let (change, outcome) = match self.handle.apply(event).await.map_err(not_applied)? {
+            Applied::Changed(change) => (change, Outcome::Success),
+            Applied::AlreadyProcessed(change) => (change, Outcome::AlreadyProcessed),
+            Applied::Dead(reason) => return Err(never_applied(&reason, &task_id)),
+        };
+        let message = message(&change, outcome, direction, count);
+        Ok(Response::new(ScaleResponse {
+            status: outcome.into(),
+            message,
+            processed_count: i32::try_from(change.worker_names.len()).unwrap_or(i32::MAX),
+            worker_pod_names: change.worker_names,
+            started_at: rfc3339(Some(change.record.created_at)),
+            completed_at: rfc3339(change.record.ended_at),
+        }))
+    }
+
+    fn row(&self, record: &Record, worker: &Worker) -> WorkerPodStatus {
+        let key = WorkerKey { task_id: record.task_id.clone(), index: worker.index, attempt: worker.attempt };
+        let status = status_of(worker);
+        let error_message = match (&worker.outcome, worker.phase) {
+            (Some(why), WorkerPhase::Failed | WorkerPhase::Created) => why.message.clone(),
+            (Some(why), WorkerPhase::Queued) => format!("trying again: {}", why.message),
+            (_, WorkerPhase::Stopped) if record.phase == Phase::Cancelled => "cancelled".to_owned(),
+            (Some(why), WorkerPhase::Stopped) => why.message.clone(),
+            _ => String::new(),
+        };
+        let mut labels = HashMap::from([
+            ("index".to_owned(), worker.index.to_string()),
+            ("attempt".to_owned(), worker.attempt.to_string()),
+        ]);
+        if !record.spec.repository.is_empty() {
+            labels.insert("repository".to_owned(), record.spec.repository.clone());
+        }
+        WorkerPodStatus {
+            pod_name: self.driver.worker_name(&key),
+            task_id: record.task_id.clone(),
+            status: status.to_owned(),
+            created_at: rfc3339(worker.created_at),
+            started_at: rfc3339(worker.started_at),
+            completed_at: rfc3339(worker.ended_at),
+            node_name: worker.node_name.clone(),
+            pod_ip: String::new(),
+            labels,
+            error_message,
+        }
+    }
+
+    /// The records that a request is about.
+    async fn records(&self, task_id: &str) -> Result<Vec<Arc<Record>>, Status> {
+        let board = self.handle.board();
+        if task_id.is_empty() {
+            let live = board.live();
+            let mut others = board.page(None, OTHERS, |record| record.phase.is_terminal());
+            others.extend(live);
+            others.sort_by(|a, b| (b.created_at, &b.task_id).cmp(&(a.created_at, &a.task_id)));
+            return Ok(others);
+        }
+        if let Some(record) = board.get(task_id) {
+            return Ok(vec![record]);
+        }
+        // Ended long ago: not held in memory, but perhaps stored.
+        let stored = self.store.get(task_id).await.map_err(|error| store_failed(&error))?;
+        Ok(stored.map(Arc::new).into_iter().collect())
+    }
+}
+
+fn message(change: &Change, outcome: Outcome, direction: Direction, count: u32) -> String {
+    let record = &change.record;
+    if outcome == Outcome::AlreadyProcessed {
+        return match record.phase {
+            Phase::Live => format!("the task had this target before ({} workers)", record.wanted),
+            Phase::Cancelling => "the task is being cancelled".to_owned(),
+            Phase::Succeeded => "the task has ended: succeeded".to_owned(),
+            Phase::Failed => "the task has ended: failed".to_owned(),
+            Phase::Cancelled => "the task has ended: cancelled".to_owned(),
+        };
+    }
+    let touched = change.worker_names.len();
+    match direction {
+        Direction::Up if count == 0 => "no workers are wanted; the task has ended".to_owned(),
+        Direction::Up => format!("{touched} workers are started; the target is {count}"),
+        Direction::Down if record.workers.is_empty() => {
+            "no such task was known; it is cancelled, so that a late scale_up starts nothing".to_owned()
+        }
+        Direction::Down if count == 0 => format!("the task is cancelled; {touched} workers are stopped"),
+        Direction::Down => format!("{touched} workers are stopped; the target is {count}"),
+    }
+}
+
+/// `pending`, `running`, `succeeded` or `failed`.
+fn status_of(worker: &Worker) -> &'static str {
+    match worker.phase {
+        WorkerPhase::Queued | WorkerPhase::Created => "pending",
+        WorkerPhase::Running => "running",
+        WorkerPhase::Stopping if worker.started_at.is_some() => "running",
+        WorkerPhase::Stopping => "pending",
+        WorkerPhase::Succeeded => "succeeded",
+        WorkerPhase::Failed | WorkerPhase::Stopped => "failed",
+    }
+}
+
+#[tonic::async_trait]
+impl OttoscalerService for Scaler {
+    async fn scale_up(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleResponse>, Status> {
+        self.scale(request.into_inner(), Direction::Up).await
+    }
+
+    async fn scale_down(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleResponse>, Status> {
+        self.scale(request.into_inner(), Direction::Down).await
+    }
+
+    async fn get_worker_status(
+        &self,
+        request: Request<WorkerStatusRequest>,
+    ) -> Result<Response<WorkerStatusResponse>, Status> {
+        let WorkerStatusRequest { task_id, worker_pod_name, status_filter } = request.into_inner();
+        if !["", "pending", "running", "succeeded", "failed"].contains(&status_filter.as_str()) {
+            let accepted =
+                format!("{status_filter:?} is none of: pending, running, succeeded, failed, or empty for all");
+            return Err(status::invalid_argument("status_filter", accepted));
+        }
+        let mut response = WorkerStatusResponse::default();
+        let mut others = 0_usize;
+        for record in self.records(&task_id).await? {
+            for worker in &record.workers {
+                if task_id.is_empty() && !worker.phase.is_live() {
+                    others += 1;
+                    if others > OTHERS {
+                        continue;
+                    }
+                }
+                let status = status_of(worker);
+                if !status_filter.is_empty() && status_filter != status {
+                    continue;
+                }
+                let row = self.row(&record, worker);
+                if !worker_pod_name.is_empty() && worker_pod_name != row.pod_name {
+                    continue;
+                }
+                match status {
+                    "pending" => response.pending_count += 1,
+                    "running" => response.running_count += 1,
+                    "succeeded" => response.succeeded_count += 1,
+                    _ => response.failed_count += 1,
+                }
+                response.total_count += 1;
+                response.workers.push(row);
+            }
+        }
+        Ok(Response::new(response))
+    }
+
+    type ExecutePipelineStream = BoxStream<'static, Result<PipelineProgress, Status>>;
+
+    async fn execute_pipeline(
+        &self,
+        _request: Request<PipelineRequest>,
+    ) -> Result<Response<Self::ExecutePipelineStream>, Status> {
+        Err(Status::unimplemented("this version runs no pipelines; run each stage with ScaleUp"))
+    }
+}
