@@ -6,6 +6,8 @@ use crate::task::{EntryId, Millis, Record};
 
 pub(crate) mod embedded;
 pub(crate) mod redis;
+#[cfg(test)]
+pub(crate) mod tests_of_every_store;
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]

@@ -190,8 +190,8 @@ pub(super) fn command(field: &str, value: &str) -> Result<Vec<String>, Invalid> 
 
 /// `env`.
 pub(super) fn env(field: &str, value: &str) -> Result<BTreeMap<String, String>, Invalid> {
-    let json = Json::parse(value)
-        .map_err(|e| invalid(field, format_args!("{} is not JSON: {e}", shown(value.as_bytes())), OBJECT))?;
+    // Values may be secrets: no message repeats one.
+    let json = Json::parse(value).map_err(|e| invalid(field, format_args!("is not JSON: {e}"), OBJECT))?;
     let Json::Object(members) = json else {
         return Err(invalid(field, json.shown(), OBJECT));
     };
@@ -226,10 +226,10 @@ pub(super) fn variable(
     if name.starts_with("OTTO_") {
         return Err(invalid(field, "names that begin with `OTTO_` are the system's own", "another name"));
     }
-    if name.len() + 1 + value.len() > MAX_ARGUMENT {
-        return Err(invalid(field, format_args!("{} bytes", value.len()), "at most 131,071 bytes with its name"));
+    if name.len() + 1 + value.len() > MAX_ARGUMENT || value.contains('\0') {
+        let problem = format_args!("value of {} bytes", value.len());
+        return Err(invalid(field, problem, "at most 131,071 bytes with its name, without NUL"));
     }
-    let value = argument(field, value)?;
     if env.insert(name, value).is_some() {
         return Err(invalid(field, "is given twice", "each name once"));
     }

@@ -1,0 +1,44 @@
+-- Tells how many entries were deleted or trimmed before the group read them, once for the same loss.
+--
+-- KEYS: event stream, what was told last
+-- ARGV: group
+-- Answers {how many (at least), an id that names the loss, the id after which the group reads} or {0}.
+local function above(a, b)
+  local am, as = string.match(a, '^(%d+)-(%d+)$')
+  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
+  if am ~= bm then return #am > #bm or (#am == #bm and am > bm) end
+  return #as > #bs or (#as == #bs and as > bs)
+end
+
+local function field(flat, name)
+  for i = 1, #flat, 2 do
+    if flat[i] == name then return flat[i + 1] end
+  end
+end
+
+if redis.call('EXISTS', KEYS[1]) == 0 then return {0} end
+local stream = redis.call('XINFO', 'STREAM', KEYS[1])
+local group
+for _, found in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  if field(found, 'name') == ARGV[1] then group = found end
+end
+if not group then return {0} end
+local read, delivered = field(group, 'entries-read'), field(group, 'last-delivered-id')
+local deleted, last = field(stream, 'max-deleted-entry-id'), field(stream, 'last-generated-id')
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+
+local count, id = 0, delivered
+-- Redis knows the number only while nothing but the oldest entries is missing: all there are must be unread.
+if type(read) == 'number' and above(last, delivered) and (not first or above(first[1], delivered)) then
+  count = field(stream, 'entries-added') - read - redis.call('XLEN', KEYS[1])
+  id = last
+end
+if deleted and above(deleted, delivered) then
+  count = math.max(count, 1)
+  id = deleted
+end
+if count <= 0 then return {0} end
+local told = delivered .. ' ' .. count .. ' ' .. id
+if redis.call('GET', KEYS[2]) == told then return {0} end
+redis.call('SET', KEYS[2], told)
+return {count, id, delivered}
