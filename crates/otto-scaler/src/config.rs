@@ -10,9 +10,12 @@ use otto_service::{auth, grpc};
 
 use crate::apply::Defaults;
 use crate::controller::Options;
+use crate::inbox::redis;
+use crate::inbox::redis::keys::EventStart;
+use crate::inbox::redis::link::Url;
 use crate::plan::Policy;
 use crate::plan::admission::Limits;
-use crate::task::{EntryId, Millis};
+use crate::task::Millis;
 
 /// Starts the workers that events ask for.
 #[derive(Clone, Debug, clap::Parser)]
@@ -27,21 +30,8 @@ pub(crate) struct Config {
     #[arg(long, env = "OTTO_DRIVER", value_name = "DRIVER", default_value = "process")]
     pub(crate) driver: DriverKind,
 
-    /// Redis with the stream of events and the task records, such as redis://127.0.0.1:6379. Without it, events come by
-    /// gRPC only, and the records are in a file of the data directory.
-    #[arg(long, env = "OTTO_REDIS_URL", value_name = "URL")]
-    pub(crate) redis_url: Option<Secret>,
-    /// The Redis stream that events are read from.
-    #[arg(long, env = "OTTO_EVENT_STREAM", value_name = "KEY", default_value = "otto:scale:events", value_parser = key)]
-    pub(crate) event_stream: String,
-    /// The consumer group that reads it.
-    #[arg(long, env = "OTTO_CONSUMER_GROUP", value_name = "NAME", default_value = "ottoscaler", value_parser = key)]
-    pub(crate) consumer_group: String,
-    /// Where a group that is created for the first time begins: `0` (everything in the stream), `$` (what comes from now
-    /// on), or an entry id (what comes after it). Default: `$` if the stream has entries older than the record
-    /// retention, otherwise `0`.
-    #[arg(long, env = "OTTO_EVENT_START", value_name = "0|$|ID")]
-    pub(crate) event_start: Option<EventStart>,
+    #[command(flatten)]
+    pub(crate) redis: RedisArgs,
 
     /// The log server: workers send their output there, the scaler what happens to them.
     #[arg(long, env = "OTTO_LOG_SERVER", value_name = "URL", default_value = "http://127.0.0.1:50051", value_parser = otto_service::client::parse_url)]
@@ -65,6 +55,68 @@ pub(crate) struct Config {
     pub(crate) work: WorkArgs,
     #[command(flatten)]
     pub(crate) grpc: grpc::Limits,
+}
+
+/// The event stream.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Redis")]
+pub(crate) struct RedisArgs {
+    /// Redis with the stream of events and the task records, such as redis://127.0.0.1:6379. Without it, events come by
+    /// gRPC only, and the records are in a file of the data directory.
+    #[arg(long, env = "OTTO_REDIS_URL", value_name = "URL")]
+    pub(crate) redis_url: Option<Secret>,
+    /// PEM certificates of the authorities to trust for rediss:// instead of the public ones.
+    #[arg(long, env = "OTTO_REDIS_CA_FILE", value_name = "FILE")]
+    pub(crate) redis_ca_file: Option<PathBuf>,
+    /// The Redis stream that events are read from.
+    #[arg(long, env = "OTTO_EVENT_STREAM", value_name = "KEY", default_value = "otto:scale:events")]
+    pub(crate) event_stream: String,
+    /// The consumer group that reads it.
+    #[arg(long, env = "OTTO_CONSUMER_GROUP", value_name = "NAME", default_value = "ottoscaler")]
+    pub(crate) consumer_group: String,
+    /// Where a group that is created for the first time begins: `0` (everything in the stream), `$` (what comes from now
+    /// on), or an entry id (what comes after it). `auto`: `$` if the stream has entries older than the record retention,
+    /// otherwise `0`.
+    #[arg(long, env = "OTTO_EVENT_START", value_name = "auto|0|$|ID", default_value = "auto")]
+    pub(crate) event_start: EventStart,
+    /// Entries that were applied are trimmed from the stream after this time; 0s: never.
+    #[arg(long, env = "OTTO_KEEP_EVENTS", value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+    pub(crate) keep_events: Duration,
+    /// Most entries of the dead-letter stream, about.
+    #[arg(long, env = "OTTO_MAX_DEAD_LETTERS", value_name = "N", default_value = "10000")]
+    pub(crate) max_dead_letters: u64,
+    /// The Redis stream that worker events are added to.
+    #[arg(long, env = "OTTO_WORKER_EVENT_STREAM", value_name = "KEY", default_value = "otto:worker:events")]
+    pub(crate) worker_event_stream: String,
+    /// Most entries of the stream of worker events, about.
+    #[arg(long, env = "OTTO_MAX_WORKER_EVENTS", value_name = "N", default_value = "100000")]
+    pub(crate) max_worker_events: u64,
+}
+
+impl RedisArgs {
+    /// What the Redis inbox and task store go by; `None`: there is no Redis.
+    ///
+    /// # Errors
+    /// If the URL is none, or the certificates cannot be read.
+    pub(crate) fn options(&self, retention: Duration) -> anyhow::Result<Option<redis::Options>> {
+        let Some(url) = &self.redis_url else { return Ok(None) };
+        let url: Url = url.expose().parse().map_err(|error| anyhow::anyhow!("--redis-url: {error}"))?;
+        let read = |path: &PathBuf| {
+            std::fs::read(path).with_context(|| format!("cannot read {} (--redis-ca-file)", path.display()))
+        };
+        Ok(Some(redis::Options {
+            url,
+            ca: self.redis_ca_file.as_ref().map(read).transpose()?,
+            stream: self.event_stream.clone(),
+            group: self.consumer_group.clone(),
+            start: self.event_start,
+            retention,
+            keep_events: Some(self.keep_events).filter(|time| !time.is_zero()),
+            max_dead_letters: self.max_dead_letters,
+            worker_events: self.worker_event_stream.clone(),
+            max_worker_events: self.max_worker_events,
+        }))
+    }
 }
 
 /// How much at once.
@@ -136,33 +188,6 @@ pub(crate) enum DriverKind {
     Kubernetes,
 }
 
-/// Where a new consumer group begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EventStart {
-    /// With the first entry that is there.
-    First,
-    /// With what comes from now on.
-    New,
-    /// After this entry.
-    After(EntryId),
-}
-
-impl std::str::FromStr for EventStart {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "0" => Ok(Self::First),
-            "$" => Ok(Self::New),
-            id => id.parse().map(Self::After).map_err(|_| {
-                "accepted: 0 (everything in the stream), $ (what comes from now on), or an entry id such as \
-                 1700000000000-0"
-                    .to_owned()
-            }),
-        }
-    }
-}
-
 /// A program and its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Command(pub(crate) Vec<String>);
@@ -179,13 +204,6 @@ fn at_least_one(text: &str) -> Result<u32, String> {
         Ok(number) if number > 0 => Ok(number),
         _ => Err(format!("accepted: a number from 1 to {}", u32::MAX)),
     }
-}
-
-fn key(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > 512 || text.contains(['{', '}']) {
-        return Err("accepted: 1 to 512 bytes without braces".to_owned());
-    }
-    Ok(text.to_owned())
 }
 
 fn retention(text: &str) -> Result<Duration, String> {

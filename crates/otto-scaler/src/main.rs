@@ -1,6 +1,4 @@
 //! otto-scaler: starts the workers that events ask for, follows them to their end, and tells what happened.
-// Removed when the parts are wired together.
-#![allow(dead_code)]
 
 mod apply;
 mod config;
@@ -11,8 +9,46 @@ mod grpc;
 mod inbox;
 mod metrics;
 mod plan;
+mod serve;
 mod store;
 mod task;
 mod worker_events;
 
-fn main() {}
+use std::process::ExitCode;
+
+use otto_service::{drain, settings, telemetry};
+
+fn main() -> ExitCode {
+    let config: config::Config = match settings::load() {
+        Ok(config) => config,
+        Err(exit) => {
+            exit.print();
+            return exit.code();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the runtime cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: config::Config) -> anyhow::Result<()> {
+    let telemetry = telemetry::init("otto-scaler", &config.common)?;
+    let (drain, abort) = drain::signals()?;
+    let result = tokio::select! {
+        result = serve::run(config, drain) => result,
+        () = abort.requested() => Err(anyhow::anyhow!("ended by a second signal before everything was drained")),
+    };
+    telemetry.shutdown().await;
+    result
+}
