@@ -59,7 +59,8 @@ pub(crate) enum DriverError {
     /// Never possible for this launch; counts as a failed attempt with this outcome.
     #[error("{}", .0.message)]
     Refused(Outcome),
-    /// Not now; try again after the given milliseconds.
+    /// Not now; try again after the given milliseconds. It was certainly not created: its place is given to others
+    /// meanwhile. A driver that does not know asks again by itself until it does (the name makes it the same worker).
     #[error("{message}")]
     Busy {
         /// Milliseconds.
