@@ -94,6 +94,12 @@ pub fn parse_url(text: &str) -> Result<String, String> {
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err(format!("no user and password are used here; {accepted}"));
     }
+    if uri
+        .authority()
+        .is_some_and(|authority| !authority.as_str().ends_with(authority.host()) && uri.port_u16().is_none())
+    {
+        return Err(format!("no port number; {accepted}"));
+    }
     if uri.path_and_query().is_some_and(|path| path.as_str() != "/") {
         return Err(format!("a path is not used by gRPC; {accepted}"));
     }

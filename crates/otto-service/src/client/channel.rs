@@ -112,7 +112,13 @@ impl Future for ChannelFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.inner.poll(cx));
+        // tonic calls its own timeout CANCELLED, which a caller could not tell from a server that gave up.
+        let result = match ready!(this.inner.poll(cx)) {
+            Err(error) if is_timeout(&error) => {
+                Ok(Status::deadline_exceeded("the server did not answer in time").into_http())
+            }
+            other => other,
+        };
         let call = this.call.take();
         match (&result, &call) {
             (Ok(response), Some(call)) => call.end_with(response.headers()),
@@ -121,6 +127,17 @@ impl Future for ChannelFuture {
         }
         Poll::Ready(result.map(|response| response.map(|inner| ChannelBody { inner, call })))
     }
+}
+
+fn is_timeout(error: &tonic::transport::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if error.is::<tonic::TimeoutExpired>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// A response's body. The call's span ends with it.

@@ -75,7 +75,11 @@ impl<'a> Merge<'a> {
             let mut added = Vec::new();
             for arg in levels[depth].0.get_arguments() {
                 let Some(flag) = arg.get_long().filter(|_| is_setting(arg)) else { continue };
-                if given(&levels, arg) || is_secret_file(levels[depth].0, arg) {
+                if given(&levels, arg) {
+                    self.check_given_once(levels[depth].0, &levels, arg, flag)?;
+                    continue;
+                }
+                if is_secret_file(levels[depth].0, arg) {
                     continue;
                 }
                 let Some(found) = self.find(levels[depth].0, &levels, arg, flag, file.as_ref())? else { continue };
@@ -139,6 +143,21 @@ impl<'a> Merge<'a> {
         typed.or_else(|| {
             declared_variable(&self.declared, declared).and_then(|name| (self.env)(&name)).map(PathBuf::from)
         })
+    }
+
+    /// Refuses a secret that is typed in both of its forms.
+    fn check_given_once(
+        &self,
+        command: &Command,
+        levels: &[(&Command, &ArgMatches)],
+        arg: &Arg,
+        flag: &str,
+    ) -> Result<(), Exit> {
+        let file = is_secret(arg).then(|| secret_file_of(command, flag)).flatten();
+        if file.is_some_and(|file| given(levels, file)) {
+            return Err(Exit::usage(format!("--{flag} and --{flag}-file are both given, of which one is enough")));
+        }
+        Ok(())
     }
 
     /// Looks an argument up in the environment, then in the file. A secret may also be in a file of its own.
