@@ -1,0 +1,218 @@
+use std::collections::VecDeque;
+
+use otto_log_store::{From, Item, ReadError, RunInfo, Store};
+use otto_proto::block::LineRef;
+use otto_proto::v1::{LineGap, LogGap, LogLine};
+
+use super::{Budget, Direction};
+use crate::http::matcher::Matcher;
+use crate::http::position::Position;
+
+/// One run being read.
+pub(super) struct Lane<'a> {
+    pub(super) run: &'a RunInfo,
+    /// Where it began: forwards the first sequence wanted, backwards the one after the last.
+    pub(super) start: u64,
+    /// Lines loaded and not taken, in the order of reading.
+    pub(super) lines: VecDeque<LogLine>,
+    direction: Direction,
+    /// Forwards: next sequence to load. Backwards: everything from here on was loaded.
+    next: u64,
+    /// Forwards: sequence after the last one there is.
+    end: u64,
+    gaps: Vec<LogGap>,
+    chunk: usize,
+    /// Sequences looked at by the next step backwards.
+    stride: u64,
+    /// Time of what was loaded last; rules the order until the next line is known.
+    last_time: Option<i64>,
+}
+
+impl<'a> Lane<'a> {
+    pub(super) fn new(
+        run: &'a RunInfo,
+        direction: Direction,
+        from: Option<&Position>,
+        to_sequence: Option<u64>,
+        chunk: usize,
+    ) -> Self {
+        let end = run.expected.min(to_sequence.map_or(u64::MAX, |to| to.saturating_add(1)));
+        let given = from.map(|position| position.runs.get(&run.id).copied().unwrap_or(1).max(1));
+        let start = match direction {
+            Direction::Forward => given.unwrap_or(1),
+            Direction::Backward => given.unwrap_or(run.expected).min(end),
+        };
+        Self {
+            run,
+            start,
+            lines: VecDeque::new(),
+            direction,
+            next: start,
+            end,
+            gaps: Vec::new(),
+            chunk,
+            stride: chunk as u64,
+            last_time: None,
+        }
+    }
+
+    /// Whether everything was taken.
+    pub(super) fn is_done(&self) -> bool {
+        self.lines.is_empty() && self.is_loaded()
+    }
+
+    fn is_loaded(&self) -> bool {
+        match self.direction {
+            Direction::Forward => self.next >= self.end,
+            Direction::Backward => self.next <= 1,
+        }
+    }
+
+    /// Where the next piece goes on: what was looked at and did not match counts as read.
+    pub(super) fn edge(&self) -> u64 {
+        match (self.direction, self.lines.front()) {
+            (_, None) => self.next,
+            (Direction::Forward, Some(line)) => line.sequence,
+            (Direction::Backward, Some(line)) => line.sequence + 1,
+        }
+    }
+
+    /// The lane with the highest rank is next. A lane that is not loaded ranks by the earliest (latest) time its lines can
+    /// have, so that runs which do not overlap are not read at the same time.
+    pub(super) fn rank(&self) -> i128 {
+        let untouched = self.last_time.is_none();
+        let time = match (self.lines.front(), self.direction) {
+            (Some(line), _) => line.time_unix_nanos,
+            (None, Direction::Forward) if untouched => self.run.first_time_unix_nanos.unwrap_or(i64::MIN),
+            (None, Direction::Backward) if untouched => self.run.last_time_unix_nanos.unwrap_or(i64::MAX),
+            (None, _) => self.last_time.unwrap_or_default(),
+        };
+        match self.direction {
+            Direction::Forward => -i128::from(time),
+            Direction::Backward => i128::from(time),
+        }
+    }
+
+    /// Loads the next chunk.
+    pub(super) async fn load(
+        &mut self,
+        store: &Store,
+        matcher: &Matcher,
+        budget: &mut Budget,
+    ) -> Result<(), ReadError> {
+        match self.direction {
+            Direction::Forward => self.load_forward(store, matcher, budget).await,
+            Direction::Backward => self.load_backward(store, matcher, budget).await,
+        }
+    }
+
+    async fn load_forward(&mut self, store: &Store, matcher: &Matcher, budget: &mut Budget) -> Result<(), ReadError> {
+        let mut cursor = store.cursor(self.run.id, From::Sequence(self.next)).with_filter(matcher.store);
+        loop {
+            match cursor.next().await? {
+                Some(Item::Block(block)) => {
+                    for line in block.lines() {
+                        if line.sequence >= self.end || self.lines.len() >= self.chunk {
+                            break;
+                        }
+                        self.next = line.sequence + 1;
+                        self.look_at(&line, matcher, budget, true);
+                    }
+                }
+                Some(Item::Gap(gap)) => self.gaps.push(gap),
+                Some(Item::Finish(_)) | None => {
+                    self.next = self.next.max(self.end);
+                    return Ok(());
+                }
+            }
+            // Blocks without a wanted line are passed over: the cursor is further than the last line seen.
+            if self.lines.len() < self.chunk {
+                self.next = self.next.max(cursor.position().min(self.end));
+            }
+            if self.lines.len() >= self.chunk || self.next >= self.end || budget.is_spent() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn load_backward(&mut self, store: &Store, matcher: &Matcher, budget: &mut Budget) -> Result<(), ReadError> {
+        let upper = self.next;
+        let lower = upper.saturating_sub(self.stride).max(1);
+        let mut cursor = store.cursor(self.run.id, From::Sequence(lower)).with_filter(matcher.store);
+        let mut next = lower;
+        'blocks: loop {
+            match cursor.next().await? {
+                Some(Item::Block(block)) => {
+                    for line in block.lines() {
+                        if line.sequence >= upper {
+                            break 'blocks;
+                        }
+                        self.look_at(&line, matcher, budget, false);
+                        // Only the newest are kept; the others are for the next time.
+                        if self.lines.len() > self.chunk
+                            && let Some(oldest) = self.lines.pop_back()
+                        {
+                            next = oldest.sequence + 1;
+                        }
+                    }
+                }
+                // One of unknown end comes after everything.
+                Some(Item::Gap(gap)) if gap.first_sequence >= upper && upper < self.run.expected => break,
+                Some(Item::Gap(gap)) => self.gaps.push(gap),
+                Some(Item::Finish(_)) | None => break,
+            }
+        }
+        self.next = next;
+        if self.lines.len() < self.chunk / 2 {
+            self.stride = self.stride.saturating_mul(4).min(1 << 18);
+        }
+        Ok(())
+    }
+
+    fn look_at(&mut self, line: &LineRef<'_>, matcher: &Matcher, budget: &mut Budget, append: bool) {
+        budget.searched += 1;
+        budget.bytes += line.bytes.len() as u64;
+        self.last_time = Some(line.attributes.time_unix_nanos);
+        if !matcher.wants(line) {
+            return;
+        }
+        let line = LogLine {
+            worker_id: self.run.key.worker_id.clone(),
+            run_id: self.run.key.run_id.clone(),
+            sequence: line.sequence,
+            time_unix_nanos: line.attributes.time_unix_nanos,
+            level: line.attributes.level.into(),
+            source: line.attributes.source.into(),
+            // A copy: a slice would keep the whole block in memory.
+            message: bytes::Bytes::copy_from_slice(line.message()),
+            unterminated: line.unterminated(),
+            metadata: line.metadata.cloned().unwrap_or_default(),
+        };
+        if append {
+            self.lines.push_back(line);
+        } else {
+            self.lines.push_front(line);
+        }
+    }
+
+    /// The gaps between where it began and its edge, each once however often it was met.
+    pub(super) fn gaps_passed(&mut self, into: &mut Vec<LineGap>) {
+        let edge = self.edge();
+        let (low, high) = match self.direction {
+            // At its end a gap of unknown end may follow.
+            Direction::Forward if self.is_done() && self.end == self.run.expected => (self.start, u64::MAX),
+            Direction::Forward => (self.start, edge),
+            Direction::Backward if self.start == self.run.expected => (edge, u64::MAX),
+            Direction::Backward => (edge, self.start),
+        };
+        self.gaps.sort_by_key(|gap| gap.first_sequence);
+        self.gaps.dedup_by_key(|gap| gap.first_sequence);
+        for gap in self.gaps.drain(..).filter(|gap| (low..high).contains(&gap.first_sequence)) {
+            into.push(LineGap {
+                worker_id: self.run.key.worker_id.clone(),
+                run_id: self.run.key.run_id.clone(),
+                gap: Some(gap),
+            });
+        }
+    }
+}
