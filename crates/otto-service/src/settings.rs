@@ -100,6 +100,6 @@ pub fn load_from<T: clap::Parser>(
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<T, Exit> {
     let args = args.into_iter().map(Into::into).collect();
-    let matches = merge::Merge::new(T::command(), args, &env)?.run()?;
+    let matches = merge::Merge::new(T::command(), args, &env).run()?;
     T::from_arg_matches(&matches).map_err(Exit)
 }

@@ -67,6 +67,10 @@ impl Protocol {
             tokio::select! {
                 result = connection.as_mut() => return log_end(peer, result),
                 () = draining.cancelled(), if !is_draining => {
+                    // hyper would wait for the preface first.
+                    if !greeted.load(Ordering::Relaxed) {
+                        return;
+                    }
                     is_draining = true;
                     connection.as_mut().graceful_shutdown();
                 }

@@ -44,10 +44,10 @@ struct Found {
 }
 
 impl<'a> Merge<'a> {
-    pub(super) fn new(command: Command, args: Vec<OsString>, env: Environment<'a>) -> Result<Self, Exit> {
+    pub(super) fn new(command: Command, args: Vec<OsString>, env: Environment<'a>) -> Self {
         let declared = prepare(command);
-        let command = without_environment(declared.clone(), env);
-        Ok(Merge { declared, command, args, env })
+        let command = without_environment(declared.clone());
+        Merge { declared, command, args, env }
     }
 
     pub(super) fn run(self) -> Result<ArgMatches, Exit> {
@@ -237,10 +237,10 @@ fn prepare(command: Command) -> Command {
 }
 
 /// The same command, whose arguments with a long flag do not read the real environment.
-fn without_environment(command: Command, env: Environment<'_>) -> Command {
+fn without_environment(command: Command) -> Command {
     command
         .mut_args(|arg| if arg.get_env().is_some() && is_setting(&arg) { arg.env(NO_VARIABLE) } else { arg })
-        .mut_subcommands(|sub| without_environment(sub, env))
+        .mut_subcommands(without_environment)
 }
 
 /// The environment variable an argument was declared with. The command used for parsing has forgotten it.

@@ -117,13 +117,13 @@ async fn running_out_of_descriptors_neither_spins_nor_ends_the_server() {
     for _ in 0..120 {
         open.push(TcpStream::connect(address).await.unwrap());
     }
-    let descriptors = format!("/proc/{}/fd", program.0.id());
+    let descriptors = format!("/proc/{}/fd", program.child.id());
     until("all descriptors in use", async || (std::fs::read_dir(&descriptors).unwrap().count() >= 48).then_some(()))
         .await;
 
     // A loop that spins uses a whole core; this one may use a fifth.
     let cpu = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", program.0.id())).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", program.child.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         // In ticks of a hundredth of a second: proc(5), utime and stime.
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()

@@ -46,7 +46,8 @@ async fn clients_that_do_not_end_are_cut_at_the_deadline() {
 
 #[tokio::test]
 async fn an_idle_server_ends_at_once() {
-    let server = start(Limits { drain_timeout: PATIENCE * 10, ..Limits::default() });
+    let long = PATIENCE * 10;
+    let server = start(Limits { drain_timeout: long, handshake_timeout: long, ..Limits::default() });
     let _open = tokio::net::TcpStream::connect(server.address).await.unwrap();
     let channel = server.channel();
     tonic_health::pb::health_client::HealthClient::new(channel.clone())
@@ -67,7 +68,7 @@ async fn the_first_signal_drains_and_the_second_ends() {
         program.line_after("draining");
         kill_process(program.pid(), second).unwrap();
         program.line_after("aborted");
-        assert!(program.0.wait().unwrap().success());
+        assert!(program.child.wait().unwrap().success());
     }
 }
 

@@ -1,5 +1,8 @@
 //! The crate's parts against real sockets, processes and clients.
 
+// Clippy allows it in test functions by itself, but not in what they share.
+#![allow(clippy::unwrap_used)]
+
 mod admin;
 mod auth;
 mod bounds;

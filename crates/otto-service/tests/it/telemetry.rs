@@ -70,8 +70,8 @@ async fn run(mut program: Program) -> (bool, String) {
     within(
         "the program's end",
         tokio::task::spawn_blocking(move || {
-            let output = std::io::read_to_string(program.0.stderr.take().unwrap()).unwrap();
-            (program.0.wait().unwrap().success(), output)
+            let output = std::io::read_to_string(program.child.stderr.take().unwrap()).unwrap();
+            (program.child.wait().unwrap().success(), output)
         }),
     )
     .await

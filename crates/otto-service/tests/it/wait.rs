@@ -1,6 +1,7 @@
 //! Waiting for a state, with a bound.
 
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The bound of every wait: generous, for a loaded machine.
@@ -27,28 +28,31 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
 }
 
 /// A process that runs an ignored test of this binary, such as a server with an environment of its own. Killed on drop.
-pub(crate) struct Program(pub(crate) Child);
+pub(crate) struct Program {
+    pub(crate) child: Child,
+    stdout: BufReader<ChildStdout>,
+}
 
 impl Program {
     pub(crate) fn start(test: &str, env: &[(&str, &str)]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
         command.env_remove("RUST_LOG").envs(env.iter().copied());
-        Program(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Program { child, stdout }
     }
 
     pub(crate) fn pid(&self) -> rustix::process::Pid {
-        rustix::process::Pid::from_child(&self.0)
+        rustix::process::Pid::from_child(&self.child)
     }
 
     /// The rest of what follows `key` on a line of stdout.
     pub(crate) fn line_after(&mut self, key: &str) -> String {
-        use std::io::BufRead as _;
-        let mut lines = std::io::BufReader::new(self.0.stdout.as_mut().unwrap());
         let mut line = String::new();
         loop {
             line.clear();
-            assert!(lines.read_line(&mut line).unwrap() > 0, "the program ended before it said {key}");
+            assert!(self.stdout.read_line(&mut line).unwrap() > 0, "the program ended before it said {key}");
             if let Some((_, rest)) = line.split_once(key) {
                 return rest.trim().to_owned();
             }
@@ -58,7 +62,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
