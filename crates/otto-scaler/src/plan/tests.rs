@@ -449,7 +449,6 @@ fn see(facts: &mut Facts, attempt: Attempt, sim: &Sim, now: Millis) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
     #[test]
     fn nothing_starts_twice_and_everything_ends(
         steps in steps(),
