@@ -1,2 +1,2 @@
-//! Placeholder.
+//! The `otto` command.
 fn main() {}
