@@ -308,6 +308,9 @@ impl Controller {
         while let Some((_, reply)) = task.waiting.pop_front() {
             self.answer(reply, Err(error.clone()));
         }
+        if let Some(reply) = task.deleting.take() {
+            let _ = reply.send(Err(DeleteError::Apply(error.clone())));
+        }
     }
 
     /// The store has this record now: tells what happened since the last one known.
@@ -366,6 +369,13 @@ impl Controller {
             (Err(StoreError::Corrupt { reason, .. }), Some(((_, reply), _))) => {
                 self.answer(reply, Ok(Applied::Dead(Reason::Unreadable(reason))));
                 self.next_event(task_id, task);
+            }
+            (Err(StoreError::Corrupt { task_id, reason }), None) => {
+                // Reading it again would find the same. Its workers, if any, are left alone.
+                tracing::error!(task_id, reason, "the record of a task cannot be read");
+                task.uncertain = false;
+                task.orphaned = Some((Millis::MAX / 4, false));
+                self.next_event(&task_id, task);
             }
             (Err(error), waiter) => {
                 task.uncertain = true;
@@ -480,10 +490,9 @@ impl Controller {
             return self.chore_at(EXPIRE, now + EXPIRE_EVERY);
         }
         let before = now.saturating_sub(self.options.defaults.retention);
-        while let Some((_, task_id)) = self.ended.first().filter(|(at, _)| *at < before).cloned() {
-            if !self.drop_ended(&task_id) {
-                break;
-            }
+        let old = self.ended.iter().take_while(|(at, _)| *at < before).map(|(_, task_id)| task_id.clone());
+        for task_id in old.collect::<Vec<_>>() {
+            self.drop_ended(&task_id);
         }
         let store = Arc::clone(&self.store);
         self.keeping
@@ -501,8 +510,8 @@ impl Controller {
         }
     }
 
-    fn drop_ended(&mut self, task_id: &str) -> bool {
-        let Some(task) = self.tasks.get(task_id).filter(|task| task.is_done()) else { return false };
+    fn drop_ended(&mut self, task_id: &str) {
+        let Some(task) = self.tasks.get(task_id).filter(|task| task.is_done()) else { return };
         let at = task.stored.as_ref().and_then(|record| record.ended_at).unwrap_or_default();
         if let Some(wake) = task.wake {
             self.timers.remove(&(wake, task_id.to_owned()));
@@ -510,7 +519,6 @@ impl Controller {
         self.ended.remove(&(at, task_id.to_owned()));
         self.tasks.remove(task_id);
         self.board.hide(task_id);
-        true
     }
 
     /// Goes on with a deletion. Returns the reply if it goes on later.

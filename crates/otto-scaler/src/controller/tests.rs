@@ -408,6 +408,35 @@ async fn a_slow_creation_holds_up_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_older_look_takes_nobody_back() {
+    let f = fresh().await;
+    changed(f.up("a", 1).await);
+    f.until_created("a", 0, 1).await;
+    f.driver.start(&key("a", 0, 1));
+    let running = |f: &Fixture| f.handle.board().get("a").unwrap().workers[0].phase == WorkerPhase::Running;
+    f.until("running", running).await;
+    f.driver.put(&key("a", 0, 1), State::Created { waiting: Some(outcome(Class::Quota)) });
+    f.driver.tell(&key("a", 0, 1));
+    // Told in order: once this is seen, the older look was too.
+    changed(f.up("b", 1).await);
+    f.until_created("b", 0, 1).await;
+    f.driver.start(&key("b", 0, 1));
+    f.until("seen", |f| f.handle.board().get("b").unwrap().workers[0].phase == WorkerPhase::Running).await;
+    assert!(running(&f));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_record_stops_nobody_else() {
+    let f = fresh().await;
+    f.store.damaged.lock().unwrap().replace("bad".into());
+    changed(f.up("other", 1).await);
+    assert!(matches!(f.up("bad", 1).await, Ok(Applied::Dead(Reason::Unreadable(_)))));
+    assert!(f.handle.delete("bad".into()).await.is_err());
+    changed(f.up("good", 1).await);
+    f.until_created("good", 0, 1).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn forgetting() {
     let f = fresh().await;
     assert!(matches!(f.handle.delete("a".into()).await, Err(DeleteError::NotFound)));
@@ -448,7 +477,7 @@ async fn stopping_answers_what_is_under_way() {
 /// jobs fail. Each attempt starts at most once (the fake panics otherwise), every event has its effect, everything ends.
 #[tokio::test(start_paused = true)]
 async fn random_faults() {
-    for seed in 0..12 {
+    for seed in 0..8 {
         let mut random = StdRng::seed_from_u64(seed);
         let mut f = fresh().await;
         let mut targets: BTreeMap<String, u32> = BTreeMap::new();

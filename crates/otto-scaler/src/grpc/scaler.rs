@@ -30,12 +30,18 @@ pub(crate) struct Scaler {
 }
 
 impl Scaler {
-    async fn scale(&self, request: ScaleRequest, direction: Direction) -> Result<Response<ScaleResponse>, Status> {
-        let mut event = parse::from_request(request, direction)
+    async fn scale(
+        &self,
+        request: Request<ScaleRequest>,
+        direction: Direction,
+    ) -> Result<Response<ScaleResponse>, Status> {
+        let traceparent = telemetry::traceparent(&tracing::Span::current()).or_else(|| {
+            // Where traces are not exported, the caller's is passed on as it came.
+            Some(request.metadata().get("traceparent")?.to_str().ok()?.to_owned())
+        });
+        let mut event = parse::from_request(request.into_inner(), direction)
             .map_err(|error| status::invalid_argument(error.field, error.reason))?;
-        if event.spec.context.traceparent.is_none() {
-            event.spec.context.traceparent = telemetry::traceparent(&tracing::Span::current());
-        }
+        event.spec.context.traceparent = event.spec.context.traceparent.or(traceparent);
         let task_id = event.task_id.clone();
         let count = event.count;
         let (change, outcome) = match self.handle.apply(event).await.map_err(not_applied)? {
@@ -60,7 +66,9 @@ impl Scaler {
         let error_message = match (&worker.outcome, worker.phase) {
             (Some(why), WorkerPhase::Failed | WorkerPhase::Created) => why.message.clone(),
             (Some(why), WorkerPhase::Queued) => format!("trying again: {}", why.message),
-            (_, WorkerPhase::Stopped) if record.phase == Phase::Cancelled => "cancelled".to_owned(),
+            (_, WorkerPhase::Stopped) if matches!(record.phase, Phase::Cancelled | Phase::Cancelling) => {
+                "cancelled".to_owned()
+            }
             (Some(why), WorkerPhase::Stopped) => why.message.clone(),
             _ => String::new(),
         };
@@ -142,11 +150,11 @@ fn status_of(worker: &Worker) -> &'static str {
 #[tonic::async_trait]
 impl OttoscalerService for Scaler {
     async fn scale_up(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleResponse>, Status> {
-        self.scale(request.into_inner(), Direction::Up).await
+        self.scale(request, Direction::Up).await
     }
 
     async fn scale_down(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleResponse>, Status> {
-        self.scale(request.into_inner(), Direction::Down).await
+        self.scale(request, Direction::Down).await
     }
 
     async fn get_worker_status(

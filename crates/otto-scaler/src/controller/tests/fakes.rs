@@ -30,6 +30,8 @@ pub(super) struct MemoryStore {
     pub(super) puts: AtomicU32,
     /// Ended records are stored, but not loaded.
     pub(super) forgetful: AtomicBool,
+    /// The task whose record cannot be read.
+    pub(super) damaged: Mutex<Option<String>>,
 }
 
 impl MemoryStore {
@@ -73,13 +75,24 @@ impl TaskStore for MemoryStore {
     }
 
     fn get<'a>(&'a self, task_id: &'a str) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        async move { soon(self.call(|| Ok(self.record(task_id)))).await }.boxed()
+        async move {
+            let damaged = self.damaged.lock().unwrap().as_deref() == Some(task_id);
+            let read = || match damaged {
+                true => Err(StoreError::Corrupt { task_id: task_id.to_owned(), reason: "bad bytes".into() }),
+                false => Ok(self.record(task_id)),
+            };
+            soon(self.call(read)).await
+        }
+        .boxed()
     }
 
     fn put<'a>(&'a self, record: &'a Record, applied: Option<EntryId>) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             tokio::task::yield_now().await;
             self.call(|| {
+                if self.damaged.lock().unwrap().as_ref() == Some(&record.task_id) {
+                    return Err(StoreError::Conflict(record.task_id.clone()));
+                }
                 let mut records = self.records.lock().unwrap();
                 let version = records.get(&record.task_id).map_or(0, |record| record.version);
                 if version + 1 != record.version {
@@ -166,7 +179,7 @@ impl MemoryDriver {
         self.workers.lock().unwrap().insert(key.clone(), seen);
     }
 
-    fn tell(&self, key: &WorkerKey) {
+    pub(super) fn tell(&self, key: &WorkerKey) {
         let seen = self.workers.lock().unwrap().get(key).cloned();
         if let (Some(seen), Some(changes)) = (seen, &*self.changes.lock().unwrap()) {
             // The tests keep fewer changes under way than the channel holds.
