@@ -1,7 +1,25 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
 use otto_proto::block::{DecodedBlock, LineRef};
 use otto_proto::v1::{FinishRun, LogGap};
 
-use crate::{ReadError, RunId};
+use crate::catalogue::Step;
+use crate::error::ReadError;
+use crate::rows::{Entry, EntryKind, damaged, expired};
+use crate::segment::{Loaded, load_cached};
+use crate::shared::Shared;
+use crate::store::blocking;
+use crate::types::RunId;
+use crate::watch::Watch;
+
+mod fetch;
+
+use fetch::{Fetched, fetch, item_of, resolve};
+
+/// Blocks with more bytes before compression are opened where it may take a while.
+const INLINE: u32 = 256 << 10;
 
 /// Where a cursor begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,17 +72,45 @@ pub enum Item {
     Finish(FinishRun),
 }
 
-/// Reads one run in order and follows it, without losing or repeating a line. Never slows a writer; holds no more than
-/// a few blocks. Dropping a pending future of it loses nothing.
-#[derive(Debug)]
+/// Reads one run in order and follows it, without losing or repeating a line. Never slows a writer; holds about a
+/// megabyte of blocks at most (or one larger block). Dropping a pending future of it loses nothing.
 pub struct Cursor {
+    shared: Arc<Shared>,
     run: RunId,
+    /// `None` once the position is known.
+    from: Option<From>,
     filter: Filter,
+    position: u64,
+    /// 1: a gap without an end at the position has been told.
+    rank: u8,
+    /// What was read ahead.
+    ahead: VecDeque<Fetched>,
+    drained: bool,
+    ended: bool,
+    watch: Watch<u64>,
+}
+
+impl fmt::Debug for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cursor").field("run", &self.run).field("position", &self.position).finish_non_exhaustive()
+    }
 }
 
 impl Cursor {
-    pub(crate) fn new(run: RunId) -> Self {
-        Self { run, filter: Filter::default() }
+    pub(crate) fn new(shared: Arc<Shared>, run: RunId, from: From) -> Self {
+        let watch = shared.runs.watch(run.0);
+        Self {
+            shared,
+            run,
+            from: Some(from),
+            filter: Filter::default(),
+            position: 1,
+            rank: 0,
+            ahead: VecDeque::new(),
+            drained: false,
+            ended: false,
+            watch,
+        }
     }
 
     /// The same cursor with a filter.
@@ -80,10 +126,11 @@ impl Cursor {
         self.run
     }
 
-    /// Sequence after what was returned last.
+    /// Sequence after what was returned (or passed over by the filter) last. Before the first call of
+    /// [`next`](Self::next), 1.
     #[must_use]
     pub fn position(&self) -> u64 {
-        1
+        self.position
     }
 
     /// The next item; `None` if there is none now: then wait for [`changed`](Self::changed).
@@ -91,12 +138,116 @@ impl Cursor {
     /// # Errors
     /// [`ReadError::UnknownRun`] if it was deleted; otherwise the disk cannot be read, and the call can be repeated.
     pub async fn next(&mut self) -> Result<Option<Item>, ReadError> {
+        if self.ended {
+            return Ok(None);
+        }
+        if let Some(from) = self.from {
+            let (shared, run) = (self.shared.clone(), self.run.0);
+            let Some((position, rank)) = blocking(move || resolve(&shared, run, from)).await? else {
+                return self.unknown();
+            };
+            (self.position, self.rank, self.from) = (position, rank, None);
+        }
+        loop {
+            let fetched = match self.ahead.pop_front() {
+                Some(fetched) => fetched,
+                None => {
+                    self.watch.mark_seen();
+                    match self.at_hand() {
+                        Some(fetched) => fetched,
+                        None => {
+                            self.read_ahead().await?;
+                            continue;
+                        }
+                    }
+                }
+            };
+            match fetched {
+                Fetched::Item(item, end, rank) => {
+                    (self.position, self.rank) = (end, rank);
+                    self.ended = matches!(*item, Item::Finish(_));
+                    return Ok(Some(*item));
+                }
+                Fetched::Skipped(end, rank) => (self.position, self.rank) = (end, rank),
+                Fetched::Nothing => {
+                    self.drained = true;
+                    return Ok(None);
+                }
+                Fetched::Unknown => return self.unknown(),
+            }
+        }
+    }
+
+    fn unknown(&mut self) -> Result<Option<Item>, ReadError> {
+        self.ended = true;
         Err(ReadError::UnknownRun)
+    }
+
+    /// What comes next, if it is known and read without waiting.
+    fn at_hand(&self) -> Option<Fetched> {
+        let step = self.shared.catalogue().step(self.run.0, self.position, self.rank)?;
+        let (entry, file) = match step {
+            Step::Entry(entry, file) if entry.kind != EntryKind::Damaged && !self.filter.passes_over(&entry) => {
+                (entry, file?)
+            }
+            step => return simple(step, self.position, &self.filter),
+        };
+        if entry.payload_bytes > INLINE {
+            return None;
+        }
+        let place = fetch::place(&self.shared, &entry);
+        let loaded = load_cached(&file, place, entry.offset, entry.body_len);
+        if matches!(loaded, Loaded::NotCached) {
+            return None;
+        }
+        Some(item_of(&self.shared, &entry, loaded, self.position))
+    }
+
+    async fn read_ahead(&mut self) -> Result<(), ReadError> {
+        let (shared, run, filter) = (self.shared.clone(), self.run.0, self.filter);
+        let (position, rank) = (self.position, self.rank);
+        self.ahead = blocking(move || fetch(&shared, run, position, rank, &filter)).await?;
+        Ok(())
     }
 
     /// Waits until [`next`](Self::next) has something: `true`; or until it never will again because the Finish was
     /// returned or the run was deleted or the store closed: `false`.
     pub async fn changed(&mut self) -> bool {
-        false
+        if self.ended {
+            return false;
+        }
+        if !self.drained {
+            return true;
+        }
+        let more = self.watch.changed().await;
+        self.drained = false;
+        more
+    }
+}
+
+/// A step that needs no reading.
+fn simple(step: Step, position: u64, filter: &Filter) -> Option<Fetched> {
+    Some(match step {
+        Step::Unknown => Fetched::Unknown,
+        Step::Expired(through) => Fetched::gap(expired(position, through)),
+        Step::Hole(end) => Fetched::gap(damaged(position, end - 1)),
+        Step::End(None) => Fetched::Nothing,
+        Step::End(Some(finish)) => Fetched::Item(Box::new(Item::Finish(FinishRun::clone(&finish))), position, 1),
+        Step::Entry(entry, _) if entry.kind == EntryKind::Damaged => {
+            Fetched::gap(damaged(position.max(entry.first), entry.end - 1))
+        }
+        Step::Entry(entry, _) if filter.passes_over(&entry) => Fetched::Skipped(entry.end, 0),
+        Step::Entry(..) => return None,
+    })
+}
+
+impl Filter {
+    /// Whether no line of the block is wanted. Gaps are always told.
+    fn passes_over(&self, entry: &Entry) -> bool {
+        entry.kind == EntryKind::Block
+            && ((self.level_mask != 0 && self.level_mask & entry.level_mask == 0)
+                || (self.source_mask != 0 && self.source_mask & entry.source_mask == 0)
+                || self.since_unix_nanos.is_some_and(|since| entry.max_time < since)
+                || self.until_unix_nanos.is_some_and(|until| entry.min_time >= until))
     }
 }

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -48,7 +49,37 @@ pub struct Options {
     pub merge: bool,
     /// Where retention takes its time from.
     pub clock: Arc<dyn Clock>,
+    /// For tests: makes the disk fail.
+    #[doc(hidden)]
+    pub faults: Arc<dyn Faults>,
 }
+
+/// For tests: called before the disk is asked, in the writer's thread.
+#[doc(hidden)]
+pub trait Faults: Send + Sync + 'static {
+    /// An error is what the write then fails with.
+    ///
+    /// # Errors
+    /// As the test wants.
+    fn before_write(&self, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// An error is what fdatasync then fails with.
+    ///
+    /// # Errors
+    /// As the test wants.
+    fn before_sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A disk that works.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoFaults;
+
+impl Faults for NoFaults {}
 
 impl Options {
     /// Defaults, in this directory.
@@ -66,6 +97,7 @@ impl Options {
             index_cache_bytes: 4 << 20,
             merge: true,
             clock: Arc::new(SystemClock),
+            faults: Arc::new(NoFaults),
         }
     }
 }

@@ -1,17 +1,75 @@
+use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::thread::JoinHandle;
 
-use otto_proto::v1::{WorkerEvent, WorkerMetadata};
+use otto_proto::v1::{LogGap, WorkerEvent, WorkerMetadata};
 use tokio::sync::{oneshot, watch};
 
-use crate::{
-    Cursor, From, Health, OpenError, Options, ReadError, Record, RunId, RunInfo, RunKey, RunState, Stats, StoreError,
-    TaskInfo, TaskPage,
-};
+use crate::catalogue::TaskSnapshot;
+use crate::directory::Directory;
+use crate::error::{Health, OpenError, ReadError, StoreError};
+use crate::index::IndexError;
+use crate::options::Options;
+use crate::queue::{Job, Reply};
+use crate::record::MAX_BODY;
+use crate::recover::{Recovered, recover};
+use crate::sealer::Sealer;
+use crate::shared::{Shared, get};
+use crate::types::{Record, RunId, RunInfo, RunKey, RunState, Stats, TaskInfo, TaskPage};
+use crate::watch::Watch;
+use crate::writer::Writer;
+use crate::{Cursor, From};
 
-/// A cheap handle to an open store. The store is closed when the last handle is dropped or by [`Store::close`].
-#[derive(Clone, Debug)]
-pub struct Store {}
+/// Longest part of a key, bytes.
+const MAX_NAME: usize = 1_024;
+/// Events answered at once.
+const MAX_EVENTS: usize = 1_000;
+/// Most tasks of a page.
+const MAX_TASKS: usize = 1_000;
+/// About what a record takes besides its body.
+const RECORD: usize = 128;
+
+/// A cheap handle to an open store. The store is closed when the last handle is dropped (which waits for what was
+/// queued) or by [`Store::close`].
+#[derive(Clone)]
+pub struct Store {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Handle {
+    /// Blocks until everything queued is written and the directory is free.
+    fn close(&self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
+        self.shared.queue.close();
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            // The writer's own end tells of a failure.
+            let _ = thread.join();
+        }
+        self.shared.index.close();
+        self.shared.directory.unlock();
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("data_dir", &self.shared().options.data_dir).finish_non_exhaustive()
+    }
+}
 
 /// Resolves when the record is on disk, with the sequence the run expects next. Dropping it does not undo the append.
 #[derive(Debug)]
@@ -30,15 +88,32 @@ impl Future for Append {
 }
 
 /// Tells of changes of a task, or of all tasks.
-#[derive(Debug)]
-pub struct TaskWatch {
-    changes: watch::Receiver<u64>,
+pub struct TaskWatch(Watching);
+
+enum Watching {
+    One(Watch<Arc<str>>),
+    All(watch::Receiver<u64>),
 }
 
 impl TaskWatch {
     /// Waits for a change since the watch was made or since this last returned; `false`: the store was closed.
     pub async fn changed(&mut self) -> bool {
-        self.changes.changed().await.is_ok()
+        match &mut self.0 {
+            Watching::One(watch) => watch.changed().await,
+            Watching::All(receiver) => receiver.changed().await.is_ok(),
+        }
+    }
+}
+
+impl fmt::Debug for TaskWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TaskWatch")
+    }
+}
+
+impl std::convert::From<IndexError> for ReadError {
+    fn from(error: IndexError) -> Self {
+        Self::Io(error.to_string())
     }
 }
 
@@ -48,34 +123,111 @@ impl Store {
     ///
     /// # Errors
     /// [`OpenError`] names the directory and what is wrong with it.
-    pub fn open(_options: Options) -> Result<Self, OpenError> {
-        Ok(Self {})
+    pub fn open(options: Options) -> Result<Self, OpenError> {
+        check_options(&options)?;
+        let directory = Directory::open(&options.data_dir)?;
+        let Recovered { catalogue, active, next_segment, sealed, damaged } = recover(&options, &directory)?;
+        let frozen: Vec<u64> = catalogue.frozen.iter().map(|layer| layer.bytes).collect();
+        let shared = Arc::new(Shared::new(options, directory, catalogue));
+        let counters = &shared.counters;
+        counters.damaged.store(damaged, Ordering::Relaxed);
+        counters.sealed_segments.store((sealed.len() + frozen.len()) as u64, Ordering::Relaxed);
+        let bytes = sealed.values().map(|row| row.bytes).chain(frozen).sum();
+        counters.sealed_bytes.store(bytes, Ordering::Relaxed);
+        counters.active_bytes.store(active.as_ref().map_or(0, |active| active.end), Ordering::Relaxed);
+        let sealer = Sealer::new(shared.clone(), sealed);
+        let writer = Writer::new(shared.clone(), active, next_segment);
+        // From here on, dropping the handle ends what was begun.
+        let handle = Handle { shared, threads: Mutex::default() };
+        let data_dir = handle.shared.options.data_dir.clone();
+        let begin = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(|source| OpenError::Io {
+                path: data_dir.clone(),
+                action: "start a thread for",
+                source,
+            })
+        };
+        let threads = vec![
+            begin("store-writer", Box::new(move || writer.run()))?,
+            begin("store-sealer", Box::new(move || sealer.run()))?,
+        ];
+        *handle.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        Ok(Self { handle: Arc::new(handle) })
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+
+    fn send<T>(
+        &self,
+        bytes: usize,
+        job: impl FnOnce(Reply<T>) -> Job,
+    ) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError> {
+        if let Some(failure) = self.shared().failure() {
+            return Err(failure);
+        }
+        let (reply, answer) = oneshot::channel();
+        match self.shared().queue.push(job(reply), bytes + RECORD, false) {
+            Ok(()) => Ok(answer),
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    async fn ask<T>(&self, bytes: usize, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, StoreError> {
+        self.send(bytes, job)?.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Reads the index where it may block.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Shared) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let shared = self.shared().clone();
+        blocking(move || look(&shared)).await
     }
 
     /// Finds a run, or makes it. With metadata given, that of a known run is replaced. What it answers is on disk.
     ///
     /// # Errors
     /// Like [`append`](Self::append); [`StoreError::Invalid`] for an empty or too long part of the key.
-    pub async fn open_run(&self, _key: &RunKey, _metadata: Option<WorkerMetadata>) -> Result<RunState, StoreError> {
-        Err(StoreError::Closed)
+    pub async fn open_run(&self, key: &RunKey, metadata: Option<WorkerMetadata>) -> Result<RunState, StoreError> {
+        check_name("task_id", &key.task_id, 1)?;
+        check_name("worker_id", &key.worker_id, 1)?;
+        check_name("run_id", &key.run_id, 0)?;
+        self.ask(512, |reply| Job::OpenRun(key.clone(), metadata, reply)).await
     }
 
     /// Queues a record, in the order of calls, and returns a future that resolves when it is on disk. Never blocks.
     /// Several appends of one run may be under way: if one is refused, those after it are refused with
     /// [`StoreError::Sequence`] (or with the same error). The block's header and checksum are verified here.
-    pub fn append(&self, _run: RunId, _record: Record) -> Append {
-        Append(Err(StoreError::Closed))
+    pub fn append(&self, run: RunId, record: Record) -> Append {
+        Append(check_record(&record).and_then(|bytes| self.send(bytes, |reply| Job::Append(run, record, reply))))
     }
 
     /// Waits until the queue has room (less than half of its bounds), or the store cannot write any more.
-    pub async fn ready(&self) {}
+    pub async fn ready(&self) {
+        self.shared().queue.ready().await;
+    }
 
     /// Stores events that are not stored yet (by task and event id), in this order; returns how many were new.
     ///
     /// # Errors
     /// Like [`append`](Self::append); [`StoreError::Invalid`] for an empty `task_id` or `event_id`. All or none is stored.
-    pub async fn put_events(&self, _events: Vec<WorkerEvent>) -> Result<u32, StoreError> {
-        Err(StoreError::Closed)
+    pub async fn put_events(&self, events: Vec<WorkerEvent>) -> Result<u32, StoreError> {
+        let mut bytes = 0;
+        for event in &events {
+            check_name("task_id", &event.task_id, 1)?;
+            check_name("event_id", &event.event_id, 1)?;
+            bytes += RECORD + prost::Message::encoded_len(event);
+        }
+        if events.is_empty() {
+            return Ok(0);
+        }
+        if bytes > MAX_BODY {
+            return Err(StoreError::Invalid(format!("events: {bytes} bytes, accepted are at most {MAX_BODY}")));
+        }
+        self.ask(bytes, |reply| Job::PutEvents(events, reply)).await
     }
 
     /// Hides a task with its runs and events at once and for good; their bytes are freed with their segments. A run of
@@ -83,48 +235,73 @@ impl Store {
     ///
     /// # Errors
     /// Like [`append`](Self::append).
-    pub async fn delete_task(&self, _task_id: &str) -> Result<bool, StoreError> {
-        Err(StoreError::Closed)
+    pub async fn delete_task(&self, task_id: &str) -> Result<bool, StoreError> {
+        check_name("task_id", task_id, 1)?;
+        self.ask(RECORD, |reply| Job::RemoveTask(task_id.to_owned(), reply)).await
     }
 
     /// Tasks, newest (by first sight) first: at most `limit` (1 to 1,000), after `page` (`TaskPage::next`).
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub async fn tasks(&self, _page: Option<u64>, _limit: usize) -> Result<TaskPage, ReadError> {
-        Ok(TaskPage::default())
+    pub async fn tasks(&self, page: Option<u64>, limit: usize) -> Result<TaskPage, ReadError> {
+        let limit = limit.clamp(1, MAX_TASKS);
+        self.look(move |shared| {
+            let snapshot = shared.catalogue().tasks_snapshot()?;
+            snapshot.page(page, limit)
+        })
+        .await
+    }
+
+    async fn look_at_task<T: Default + Send + 'static>(
+        &self,
+        task_id: &str,
+        look: impl FnOnce(&TaskSnapshot) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let task_id = task_id.to_owned();
+        self.look(move |shared| {
+            let snapshot = shared.catalogue().task_snapshot(&task_id)?;
+            snapshot.map_or_else(|| Ok(T::default()), |snapshot| look(&snapshot))
+        })
+        .await
     }
 
     /// One task; `None` if nothing of it is stored.
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub async fn task(&self, _task_id: &str) -> Result<Option<TaskInfo>, ReadError> {
-        Ok(None)
+    pub async fn task(&self, task_id: &str) -> Result<Option<TaskInfo>, ReadError> {
+        self.look_at_task(task_id, |task| Ok(task.row()?.map(|row| row.info()))).await
     }
 
     /// Runs of a task, in the order they were opened first. Empty if there is no such task.
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub async fn runs(&self, _task_id: &str) -> Result<Vec<RunInfo>, ReadError> {
-        Ok(Vec::new())
+    pub async fn runs(&self, task_id: &str) -> Result<Vec<RunInfo>, ReadError> {
+        self.look_at_task(task_id, |task| Ok(task.runs()?.iter().map(crate::rows::RunRow::info).collect())).await
     }
 
     /// One run; `None` if it is not known.
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub async fn run(&self, _run: RunId) -> Result<Option<RunInfo>, ReadError> {
-        Ok(None)
+    pub async fn run(&self, run: RunId) -> Result<Option<RunInfo>, ReadError> {
+        self.look(move |shared| Ok(shared.catalogue().run(run.0)?.map(|row| row.info()))).await
     }
 
     /// Finds a run without making it.
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub async fn find_run(&self, _key: &RunKey) -> Result<Option<RunInfo>, ReadError> {
-        Ok(None)
+    pub async fn find_run(&self, key: &RunKey) -> Result<Option<RunInfo>, ReadError> {
+        let key = key.clone();
+        self.look(move |shared| {
+            let catalogue = shared.catalogue();
+            let Some(id) = catalogue.find(&key)? else { return Ok(None) };
+            Ok(catalogue.run(id)?.map(|row| row.info()))
+        })
+        .await
     }
 
     /// Events of a task, in the order they were stored, from number `from` (0: the first stored) on; at most 1,000 a
@@ -132,55 +309,148 @@ impl Store {
     ///
     /// # Errors
     /// If the index cannot be read.
-    pub async fn events(&self, _task_id: &str, _from: u64) -> Result<Vec<(u64, WorkerEvent)>, ReadError> {
-        Ok(Vec::new())
+    pub async fn events(&self, task_id: &str, from: u64) -> Result<Vec<(u64, WorkerEvent)>, ReadError> {
+        self.look_at_task(task_id, move |task| task.events(from, MAX_EVENTS)).await
     }
 
     /// A reader of one run. Costs nothing until it is used.
     #[must_use]
-    pub fn cursor(&self, run: RunId, _from: From) -> Cursor {
-        Cursor::new(run)
+    pub fn cursor(&self, run: RunId, from: From) -> Cursor {
+        Cursor::new(self.shared().clone(), run, from)
     }
 
     /// Tells of new runs, new events, ends of runs and the deletion of a task (not of lines: those are a cursor's). Make
     /// the watch first, then read, then wait. The task need not exist yet.
     #[must_use]
-    pub fn watch_task(&self, _task_id: &str) -> TaskWatch {
-        TaskWatch { changes: watch::channel(0).1 }
+    pub fn watch_task(&self, task_id: &str) -> TaskWatch {
+        TaskWatch(Watching::One(self.shared().tasks.watch(task_id.into())))
     }
 
     /// As [`watch_task`](Self::watch_task), for all tasks.
     #[must_use]
     pub fn watch_tasks(&self) -> TaskWatch {
-        TaskWatch { changes: watch::channel(0).1 }
+        TaskWatch(Watching::All(self.shared().all_tasks.subscribe()))
     }
 
     /// Whether the store can do its work now.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health::Ok
+        self.shared().health.borrow().clone()
     }
 
     /// Follows [`health`](Self::health).
     #[must_use]
     pub fn watch_health(&self) -> watch::Receiver<Health> {
-        watch::channel(Health::Ok).1
+        self.shared().health.subscribe()
     }
 
     /// Counters and sizes, for metrics.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let counters = &self.shared().counters;
+        let (queued_records, queued_bytes) = self.shared().queue.size();
+        let active = get(&counters.active_bytes);
+        Stats {
+            segment_bytes: get(&counters.sealed_bytes) + active,
+            segments: get(&counters.sealed_segments) + u64::from(active > 0),
+            index_bytes: self.shared().index.bytes(),
+            queued_records,
+            queued_bytes,
+            records: get(&counters.records),
+            lines: get(&counters.lines),
+            written_bytes: get(&counters.written_bytes),
+            commits: get(&counters.commits),
+            sync_nanos: get(&counters.sync_nanos),
+            damaged: get(&counters.damaged),
+            expired_segments: get(&counters.expired_segments),
+            merged_segments: get(&counters.merged_segments),
+        }
     }
 
     /// Removes what is too old or too much, now rather than within a minute.
     ///
     /// # Errors
-    /// If the index cannot be written.
+    /// If the disk cannot be written.
     pub async fn apply_retention(&self) -> Result<(), StoreError> {
-        Ok(())
+        let (done, answer) = oneshot::channel();
+        if self.shared().closing.load(Ordering::Relaxed) {
+            return Err(StoreError::Closed);
+        }
+        self.shared().wake_sealer(|inbox| inbox.retention.push(done));
+        answer.await.unwrap_or(Err(StoreError::Closed))
     }
 
     /// Writes what was queued, ends the threads and frees the directory for the next process. Appends after it fail.
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        let handle = self.handle.clone();
+        // Joining the threads blocks.
+        let _ = tokio::task::spawn_blocking(move || handle.close()).await;
+    }
+}
+
+/// Runs what may wait for a disk.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, IndexError> + Send + 'static,
+) -> Result<T, ReadError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(ReadError::from),
+        Err(error) => Err(ReadError::Io(error.to_string())),
+    }
+}
+
+fn check_options(options: &Options) -> Result<(), OpenError> {
+    if !((64 << 10)..=(1 << 30)).contains(&options.segment_bytes) {
+        let segment_bytes = options.segment_bytes;
+        return Err(OpenError::Option(format!(
+            "segment size: {segment_bytes} bytes, accepted are 65,536 to 1,073,741,824"
+        )));
+    }
+    if options.queue_bytes == 0 || options.queue_records == 0 || options.commit_bytes == 0 {
+        return Err(OpenError::Option("queue bounds: accepted is 1 or more".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_name(field: &str, name: &str, least: usize) -> Result<(), StoreError> {
+    if (least..=MAX_NAME).contains(&name.len()) {
+        return Ok(());
+    }
+    let len = name.len();
+    Err(StoreError::Invalid(format!("{field}: {len} bytes, accepted are {least} to {MAX_NAME}")))
+}
+
+/// The bytes of its body, if the record can be stored.
+fn check_record(record: &Record) -> Result<usize, StoreError> {
+    let invalid = |text: &str| Err(StoreError::Invalid(text.to_owned()));
+    match record {
+        Record::Block(block) => {
+            block.check().map_err(|error| StoreError::Invalid(error.to_string()))?;
+            if block.payload.len() > MAX_BODY {
+                return invalid("payload: accepted are at most 17,825,792 bytes");
+            }
+            Ok(block.payload.len())
+        }
+        Record::Gap(LogGap { first_sequence, last_sequence, message, .. }) => {
+            if *first_sequence == 0 {
+                return invalid("first_sequence of a gap is 0, accepted is 1 or more");
+            }
+            if *last_sequence != 0 && last_sequence < first_sequence {
+                return invalid("last_sequence of a gap is below its first_sequence; accepted is that or more, or 0");
+            }
+            if *last_sequence >= i64::MAX as u64 {
+                return invalid("last_sequence of a gap: accepted is below 2^63 - 1");
+            }
+            if message.len() > 64 << 10 {
+                return invalid("message of a gap: accepted are at most 65,536 bytes");
+            }
+            Ok(message.len())
+        }
+        Record::Finish(finish) if finish.last_sequence >= i64::MAX as u64 => {
+            invalid("last_sequence of the finish: accepted is below 2^63 - 1")
+        }
+        Record::Finish(finish) => {
+            let bytes = prost::Message::encoded_len(finish);
+            if bytes > 64 << 10 { invalid("finish: accepted are at most 65,536 bytes") } else { Ok(bytes) }
+        }
+    }
 }

@@ -1,0 +1,172 @@
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use otto_log_store::{Clock, Cursor, From, Item, Options, Record, RunId, RunKey, Store};
+use otto_proto::block::{Attributes, Builder};
+use otto_proto::v1::{FinishRun, LogBlock, LogLevel, LogSource, WorkerEvent, log_gap::Reason, worker_event};
+
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A clock that a test moves.
+#[derive(Debug)]
+pub struct ManualClock(pub AtomicI64);
+
+impl ManualClock {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(AtomicI64::new(1_000_000_000_000)))
+    }
+
+    pub fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.as_nanos() as i64, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now_unix_nanos(&self) -> i64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Small segments, no merging unless a test wants it.
+pub fn options(directory: &Path) -> Options {
+    Options { segment_bytes: 64 << 10, merge: false, ..Options::new(directory) }
+}
+
+pub fn open(directory: &Path) -> Store {
+    Store::open(options(directory)).unwrap()
+}
+
+pub fn key(task: &str, worker: &str) -> RunKey {
+    RunKey { task_id: task.into(), worker_id: worker.into(), run_id: "r1".into() }
+}
+
+/// The line with this number: its length varies, it is never the same as another's.
+pub fn line(run: u64, sequence: u64) -> Vec<u8> {
+    let filler = (sequence.wrapping_mul(2_654_435_761) ^ run) % 90;
+    let mut line = format!("run {run} line {sequence} ").into_bytes();
+    line.extend((0..filler).map(|at| b'a' + ((at + sequence) % 26) as u8));
+    line.push(b'\n');
+    line
+}
+
+pub fn time_of(sequence: u64) -> i64 {
+    1_700_000_000_000_000_000 + sequence as i64 * 1_000
+}
+
+pub fn block(run: u64, first: u64, lines: u64) -> LogBlock {
+    let mut builder = Builder::new();
+    for sequence in first..first + lines {
+        let level = if sequence % 10 == 0 { LogLevel::Error } else { LogLevel::Info };
+        let source = if sequence % 7 == 0 { LogSource::Stderr } else { LogSource::Stdout };
+        let attributes = Attributes { time_unix_nanos: time_of(sequence), level, source };
+        if sequence % 50 == 0 {
+            let values = [("key".to_owned(), sequence.to_string())];
+            builder.push_with_metadata(&line(run, sequence), attributes, values);
+        } else {
+            builder.push(&line(run, sequence), attributes);
+        }
+    }
+    builder.finish(first, (lines > 100).then_some(1)).unwrap()
+}
+
+pub async fn append(store: &Store, run: RunId, seed: u64, first: u64, lines: u64) {
+    assert_eq!(store.append(run, Record::Block(block(seed, first, lines))).await, Ok(first + lines));
+}
+
+pub fn finish(last_sequence: u64) -> Record {
+    Record::Finish(FinishRun { last_sequence, exit_code: Some(0), ..FinishRun::default() })
+}
+
+/// What a reader saw.
+#[derive(Debug, Default, PartialEq)]
+pub struct Seen {
+    pub lines: Vec<(u64, Vec<u8>)>,
+    pub gaps: Vec<(u64, u64, Reason)>,
+    pub finished: bool,
+}
+
+impl Seen {
+    pub fn add(&mut self, item: Item) {
+        match item {
+            Item::Block(block) => {
+                for line in block.lines() {
+                    assert_eq!(line.attributes.time_unix_nanos, time_of(line.sequence));
+                    assert_eq!(line.attributes.level == LogLevel::Error, line.sequence.is_multiple_of(10));
+                    assert_eq!(line.metadata.is_some(), line.sequence.is_multiple_of(50));
+                    self.lines.push((line.sequence, line.bytes.to_vec()));
+                }
+            }
+            Item::Gap(gap) => self.gaps.push((gap.first_sequence, gap.last_sequence, gap.reason())),
+            Item::Finish(_) => self.finished = true,
+        }
+    }
+
+    /// Every line is the one that was written under its number; lines and gaps together leave no hole.
+    pub fn check(&self, seed: u64, from: u64, end: u64) {
+        let mut next = from;
+        let mut gaps = self.gaps.iter().peekable();
+        for (sequence, bytes) in &self.lines {
+            while let Some((first, last, _)) = gaps.next_if(|(first, last, _)| *last == 0 || *first == next) {
+                if *last != 0 {
+                    assert_eq!(*first, next);
+                    next = last + 1;
+                }
+            }
+            assert_eq!(*sequence, next, "order of lines");
+            assert_eq!(*bytes, line(seed, *sequence));
+            next += 1;
+        }
+        for (first, last, _) in gaps.filter(|(_, last, _)| *last != 0) {
+            assert_eq!(*first, next);
+            next = last + 1;
+        }
+        assert_eq!(next, end, "the end of what was seen");
+    }
+}
+
+/// Everything that is there now.
+pub async fn drain(cursor: &mut Cursor) -> Seen {
+    let mut seen = Seen::default();
+    while let Some(item) = cursor.next().await.unwrap() {
+        seen.add(item);
+    }
+    seen
+}
+
+pub async fn read(store: &Store, run: RunId, from: From) -> Seen {
+    drain(&mut store.cursor(run, from)).await
+}
+
+pub fn event(task: &str, id: &str, kind: worker_event::Type) -> WorkerEvent {
+    WorkerEvent {
+        event_id: id.into(),
+        task_id: task.into(),
+        r#type: kind.into(),
+        message: format!("event {id}"),
+        ..WorkerEvent::default()
+    }
+}
+
+/// Waits for a state.
+pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(begun.elapsed() < PATIENCE, "timed out: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Names of the segment files.
+pub fn segment_files(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(directory.join("segments"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
