@@ -1,0 +1,139 @@
+//! What operators watch. No label holds a task or a worker.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use otto_log_store::{Stats, Store};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Why a client was told to send again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Retry {
+    Hole,
+    Busy,
+    DiskFull,
+}
+
+/// Why a line is not stored for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Dropped {
+    Refused,
+    Foreign,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    reason: Retry,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DroppedLabels {
+    reason: Dropped,
+}
+
+/// The program's own counters. Cheap to count in.
+#[derive(Debug)]
+pub struct Metrics {
+    /// From queueing a record to knowing that it is on disk.
+    pub(crate) append_seconds: Histogram,
+    pub(crate) duplicate_lines: Counter<u64, AtomicU64>,
+    retries: Family<RetryLabels, Counter>,
+    dropped: Family<DroppedLabels, Counter>,
+    /// Streams that are open for writing.
+    pub(crate) sessions: Gauge,
+    /// Readings that are open.
+    pub(crate) readers: Gauge,
+}
+
+impl Metrics {
+    /// Makes them and registers them, with those of the store.
+    pub fn register(registry: &mut Registry, store: Store) -> Arc<Self> {
+        let metrics = Self {
+            append_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
+            duplicate_lines: Counter::default(),
+            retries: Family::default(),
+            dropped: Family::default(),
+            sessions: Gauge::default(),
+            readers: Gauge::default(),
+        };
+        registry.register(
+            "otto_log_append_seconds",
+            "From queueing a record to knowing that it is on disk",
+            metrics.append_seconds.clone(),
+        );
+        registry.register(
+            "otto_log_duplicate_lines",
+            "Lines that were sent again and had been stored before",
+            metrics.duplicate_lines.clone(),
+        );
+        registry.register("otto_log_retry", "Times a client was told to send again", metrics.retries.clone());
+        registry.register(
+            "otto_log_dropped_lines",
+            "Lines that can never be stored (foreign: of another stream; refused: too long, recorded as a gap)",
+            metrics.dropped.clone(),
+        );
+        registry.register("otto_log_sessions", "Open streams of workers", metrics.sessions.clone());
+        registry.register("otto_log_readers", "Open readings", metrics.readers.clone());
+        registry.register_collector(Box::new(StoreCollector(store)));
+        Arc::new(metrics)
+    }
+
+    pub(crate) fn retry(&self, reason: Retry) {
+        self.retries.get_or_create(&RetryLabels { reason }).inc();
+    }
+
+    pub(crate) fn dropped(&self, reason: Dropped, lines: u64) {
+        self.dropped.get_or_create(&DroppedLabels { reason }).inc_by(lines);
+    }
+}
+
+struct StoreCollector(Store);
+
+impl fmt::Debug for StoreCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreCollector").finish_non_exhaustive()
+    }
+}
+
+impl Collector for StoreCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let stats = self.0.stats();
+        type Read = fn(&Stats) -> u64;
+        let counters: [(&str, &str, Read); 8] = [
+            ("otto_log_lines_stored", "Lines on disk since the start", |s| s.lines),
+            ("otto_log_bytes_stored", "Bytes written to segments since the start, headers included", |s| {
+                s.written_bytes
+            }),
+            ("otto_log_records_stored", "Records on disk since the start", |s| s.records),
+            ("otto_log_commits", "Group commits, one fdatasync each", |s| s.commits),
+            ("otto_log_damaged_records", "Places where stored bytes were found damaged", |s| s.damaged),
+            ("otto_log_expired_segments", "Segments removed by retention", |s| s.expired_segments),
+            ("otto_log_merged_segments", "Segments whose small blocks were merged", |s| s.merged_segments),
+            ("otto_log_sync_nanoseconds", "Time spent in fdatasync", |s| s.sync_nanos),
+        ];
+        for (name, help, read) in counters {
+            let counter = ConstCounter::new(read(&stats));
+            counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        let gauges: [(&str, &str, Read); 5] = [
+            ("otto_log_store_segment_bytes", "Size of all segment files", |s| s.segment_bytes),
+            ("otto_log_store_segments", "Segment files", |s| s.segments),
+            ("otto_log_store_index_bytes", "Size of the index file", |s| s.index_bytes),
+            ("otto_log_store_queued_records", "Records waiting to be written", |s| s.queued_records),
+            ("otto_log_store_queued_bytes", "Bytes waiting to be written", |s| s.queued_bytes),
+        ];
+        for (name, help, read) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(read(&stats)).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        Ok(())
+    }
+}
