@@ -10,8 +10,7 @@ const CONTROL = /[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u2
 function visible(text) {
   return text.replace(CONTROL, (c) => {
     const code = c.charCodeAt(0);
-    if (code < 0x20) return String.fromCharCode(0x2400 + code);
-    if (code === 0x7f) return "\u2421";
+    if (code < 0x20 || code === 0x7f) return `^${String.fromCharCode(code ^ 0x40)}`;
     return `<${code.toString(16).padStart(4, "0")}>`;
   });
 }
@@ -111,6 +110,11 @@ export function plain(line) {
   return parse(afterReturns(line)).map((piece) => piece.text).join("");
 }
 
+function isLight(colour) {
+  const [r, g, b] = colour.match(/\d+/g).map(Number);
+  return r * 0.299 + g * 0.587 + b * 0.114 > 140;
+}
+
 /** Gives a span the look of a piece. */
 export function dress(span, style) {
   if (!style) return;
@@ -122,10 +126,13 @@ export function dress(span, style) {
     if (fg === null) classes.push("inv-fg");
     if (bg === null) classes.push("inv-bg");
   }
+  if (typeof bg === "number") classes.push("on", `b${bg}`);
+  else if (bg) {
+    span.style.backgroundColor = bg;
+    classes.push("on", isLight(bg) ? "light" : "deep");
+  }
   if (typeof fg === "number") classes.push(`f${fg}`);
   else if (fg) span.style.color = fg;
-  if (typeof bg === "number") classes.push(`b${bg}`);
-  else if (bg) span.style.backgroundColor = bg;
   for (const key of ["bold", "dim", "italic", "underline", "strike"]) if (style[key]) classes.push(key);
   span.className = classes.join(" ");
 }

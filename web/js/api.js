@@ -100,7 +100,7 @@ export class EventStream {
     this.#url = url;
     this.#onEvent = onEvent;
     this.#onState = onState;
-    this.#run();
+    queueMicrotask(() => this.#run());
   }
 
   close() {

@@ -2,7 +2,7 @@
 
 import { EventStream, Problem, apiPath, hasToken, request, withQuery } from "./api.js";
 import { h, setText } from "./dom.js";
-import { count } from "./format.js";
+import { count, plural } from "./format.js";
 import { IndexedSource } from "./indexed.js";
 import { ListedSource } from "./listed.js";
 import { renderRow } from "./row.js";
@@ -24,7 +24,7 @@ export class LogView {
   #source = null;
   #stream = null;
   #streamed = 0;
-  #shown = { run: null, live: false, filter: null, hash: "", summary: "" };
+  #shown = { run: null, live: false, filter: null, hash: "", summary: "", warn: false };
   #mark = null;
   #target = null;
   #wrap = preference("wrap", false);
@@ -35,6 +35,7 @@ export class LogView {
   #view = { first: 0, last: -1, length: 0 };
   #closed = false;
   #ended = false;
+  #digits = 0;
 
   constructor(host, options) {
     this.#options = options;
@@ -44,7 +45,7 @@ export class LogView {
     n.regex = toggle(".*", "Regular expression", "regex", () => this.#flip(n.regex));
     n.exact = toggle("Aa", "Match case", "exact", () => this.#flip(n.exact));
     n.level = h("select", { "aria-label": "Level", onchange: () => this.#apply() }, ...LEVELS.map(([value, text]) => h("option", { value }, text)));
-    n.source = h("select", { "aria-label": "Source", onchange: () => this.#apply() }, h("option", { value: "" }, "stdout + stderr"), h("option", { value: "stdout" }, "stdout"), h("option", { value: "stderr" }, "stderr"));
+    n.source = h("select", { "aria-label": "Source", onchange: () => this.#apply() }, h("option", { value: "" }, "All output"), h("option", { value: "stdout" }, "stdout"), h("option", { value: "stderr" }, "stderr"));
     n.wrap = toggle("Wrap", "Wrap long lines (w)", "wrap", () => this.#setWrap(!this.#wrap));
     n.times = toggle("Time", "Timestamps (t)", "times", () => this.#setTimes(!this.#times));
     n.start = h("button", { type: "button", title: "First line (Home)", "aria-label": "First line", onclick: () => this.#toStart() }, "⤒");
@@ -377,6 +378,10 @@ export class LogView {
 
   #viewed(view) {
     this.#view = view;
+    // Wide enough for the largest number in it, so that nothing moves sideways while scrolling.
+    const largest = this.#indexed ? this.#source.last : ((view.last >= 0 && this.#source.get(view.last)?.sequence) || 0);
+    this.#digits = Math.max(this.#digits, String(largest).length);
+    this.#nodes.viewport.style.setProperty("--digits", `${Math.max(4, this.#digits)}ch`);
     this.#drawNothing();
     this.#drawFoot();
   }
@@ -401,13 +406,14 @@ export class LogView {
   #drawFoot() {
     const n = this.#nodes;
     setText(n.summary, this.#problem || this.#shown.summary);
+    n.summary.classList.toggle("warn", Boolean(this.#problem || this.#shown.warn));
     const { first, last, length } = this.#view;
     if (length === 0) setText(n.place, "");
     else if (this.#indexed) setText(n.place, `${count(this.#source.sequenceAt(first))}–${count(this.#source.sequenceAt(last))} of ${count(this.#source.last)}`);
     else {
+      const what = this.#filtering ? "matching line" : "line";
       const whole = this.#source.atStart && this.#source.atEnd;
-      const what = this.#filtering ? "matching lines" : "lines";
-      setText(n.place, `${whole ? count(length) : `${count(length)} ${this.#search.loading ? "(loading more)" : "loaded"},`} ${what}`.replace(", ", " of the "));
+      setText(n.place, `${plural(length, what)}${whole ? "" : this.#search.loading ? ", loading more" : " here, more on scrolling"}`);
     }
   }
 

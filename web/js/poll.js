@@ -9,6 +9,7 @@ export class Poll {
   #closed = false;
   #running = false;
   #failures = 0;
+  #last = -Infinity;
   #seen = () => {
     if (document.visibilityState === "visible") this.now();
   };
@@ -27,10 +28,18 @@ export class Poll {
     document.removeEventListener("visibilitychange", this.#seen);
   }
 
+  /** Within half a second, however often it is called. */
+  soon() {
+    if (this.#closed || this.#running) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.now(), Math.max(0, this.#last + 500 - performance.now()));
+  }
+
   async now() {
     if (this.#closed || this.#running) return;
     clearTimeout(this.#timer);
     this.#running = true;
+    this.#last = performance.now();
     try {
       await this.#work();
       this.#failures = 0;

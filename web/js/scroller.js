@@ -8,6 +8,7 @@
 
 const MAX_HEIGHT = 6_000_000;
 const OVERSCAN = 8;
+const QUIET_MS = 120;
 
 export class Scroller {
   #host;
@@ -29,6 +30,7 @@ export class Scroller {
   #elements = new Map();
   #frame = 0;
   #settle = 0;
+  #moved = -Infinity;
   #observer;
   #probe;
   #widest = 0;
@@ -143,14 +145,13 @@ export class Scroller {
     if (rows < 0) this.setFollow(false);
     this.#off += rows * this.#average;
     this.#schedule();
-    this.#settleSoon();
   }
 
   #go(top, off) {
     this.#top = top;
     this.#off = off;
+    this.#moved = -Infinity;
     this.#schedule();
-    this.#settleSoon(0);
   }
 
   #drop() {
@@ -166,6 +167,10 @@ export class Scroller {
     }
     this.#pane.style.height = `${this.#host.clientHeight}px`;
     for (const element of this.#elements.values()) element.rowHeight = 0;
+    if (this.#atEnd) {
+      this.#top = this.#source.length;
+      this.#off = 0;
+    }
     this.#changedLength();
   }
 
@@ -178,7 +183,6 @@ export class Scroller {
       this.#off = 0;
     }
     this.#schedule();
-    this.#settleSoon();
   }
 
   // Whether the scroll bar and the rows are in the same scale, so that positions are exact.
@@ -199,6 +203,7 @@ export class Scroller {
     const delta = y - this.#y;
     if (Math.abs(delta) < 1) return;
     this.#y = y;
+    this.#moved = performance.now();
     const range = this.#range;
     if (y <= 0) {
       this.#top = 0;
@@ -221,7 +226,6 @@ export class Scroller {
       this.#onFollow(true);
     }
     this.#schedule();
-    this.#settleSoon();
   }
 
   #schedule() {
@@ -233,25 +237,30 @@ export class Scroller {
     }
   }
 
-  // When nothing has moved for a moment, puts the scroll bar where it belongs. Not during a movement: that would end it.
-  #settleSoon(ms = 120) {
+  // Puts the scroll bar where it belongs, when the user has not moved it for a moment: doing it during a movement would end
+  // the movement.
+  #settleSoon() {
     clearTimeout(this.#settle);
-    this.#settle = setTimeout(() => {
-      if (this.#frame !== 0) {
-        this.#settleSoon(ms);
-        return;
-      }
-      const range = this.#range;
-      const length = this.#source.length;
-      let y;
-      if (this.#top === 0 && this.#off <= 0) y = 0;
-      else if (this.#exact) y = this.#top * this.#average + this.#off;
-      else y = ((this.#top + this.#off / this.#average) / Math.max(1, length - this.page)) * range;
-      if (!this.#exact && this.#top > 0) y = Math.max(2, Math.min(y, this.#atEnd ? range : range - 2));
-      this.#y = Math.min(y, range);
-      if (Math.abs(this.#host.scrollTop - this.#y) >= 1) this.#host.scrollTop = this.#y;
-      this.#y = this.#host.scrollTop;
-    }, ms);
+    const quiet = performance.now() - this.#moved;
+    if (quiet < QUIET_MS) this.#settle = setTimeout(() => this.#schedule(), QUIET_MS - quiet);
+  }
+
+  #placeBar() {
+    if (performance.now() - this.#moved < QUIET_MS) {
+      this.#settleSoon();
+      return;
+    }
+    const range = this.#range;
+    let y;
+    if (this.#top === 0 && this.#off <= 0) y = 0;
+    else if (this.#exact) y = this.#top * this.#average + this.#off;
+    else {
+      y = ((this.#top + this.#off / this.#average) / Math.max(1, this.#source.length - this.page)) * range;
+      y = this.#atEnd ? range : Math.max(2, Math.min(y, range - 2));
+    }
+    y = Math.min(y, range);
+    if (Math.abs(this.#host.scrollTop - y) >= 1) this.#host.scrollTop = y;
+    this.#y = this.#host.scrollTop;
   }
 
   #atEnd = false;
@@ -325,6 +334,7 @@ export class Scroller {
         this.#canvas.style.minWidth = `${width}px`;
       }
     }
+    this.#placeBar();
     this.#source.ensure(Math.max(0, first), Math.min(length, last + 1 + OVERSCAN));
     this.#onView({ first: this.#top, last, length });
   }

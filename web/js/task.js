@@ -9,6 +9,7 @@ import { Poll } from "./poll.js";
 import { badge, taskState } from "./tasks.js";
 
 const SHOWN_WORKERS = 200;
+const WIDE = window.matchMedia("(min-width: 761px)");
 
 export class TaskView {
   #task;
@@ -37,7 +38,7 @@ export class TaskView {
     n.list = h("ul", { class: "workers" });
     n.more = h("button", { type: "button", hidden: true, onclick: () => { this.#shown += SHOWN_WORKERS; this.#drawWorkers(); } });
     n.summary = h("summary", null, "Workers");
-    n.workers = h("details", { class: "side", open: window.matchMedia("(min-width: 761px)").matches }, n.summary, n.find, n.list, n.more);
+    n.workers = h("details", { class: "side", open: WIDE.matches }, n.summary, n.find, n.list, n.more);
     n.head = h("div", { class: "log-head" });
     n.body = h("div", { class: "log-body" });
     main.append(
@@ -59,7 +60,10 @@ export class TaskView {
   show(params, hash) {
     this.#params = params;
     this.#hash = hash;
-    this.#selected = { worker: params.get("worker"), run: params.get("run") };
+    const worker = params.get("worker");
+    // On a narrow screen the list lies over the log: it is done with when one was chosen.
+    if (worker !== this.#selected.worker && !WIDE.matches) this.#nodes.workers.open = false;
+    this.#selected = { worker, run: params.get("run") };
     this.#draw();
   }
 
@@ -150,7 +154,7 @@ export class TaskView {
     const matching = workers.filter((worker) => wanted === "" || `${worker.worker_id} ${this.#labels.get(worker.worker_id)} ${worker.state}`.toLowerCase().includes(wanted));
     const selected = this.#worker?.worker_id ?? null;
     n.find.hidden = workers.length < 12;
-    setText(n.summary, `${plural(workers.length, "worker")}${selected === null ? "" : ` – ${this.#labels.get(selected)} shown`}`);
+    setText(n.summary, `${plural(workers.length, "worker")}${selected === null || workers.length === 1 ? "" : ` – ${this.#labels.get(selected)} shown`}`);
     const items = [];
     if (workers.length > 1) items.push(this.#item(null, selected === null, "All workers", "merged", null));
     for (const worker of matching.slice(0, this.#shown)) {
@@ -213,11 +217,11 @@ export class TaskView {
           this.#lost.stream = text;
           this.#sayConnection();
         },
-        news: () => this.#poll.now(),
+        news: () => this.#poll.soon(),
       });
     }
     const failed = worker ? worker.state === "failed" : this.#data.task.state === "failed";
-    this.#log.show({ run, live: worker ? !run.finish && (run.connected || this.#live) : this.#live, failed, filter, hash: this.#hash, summary: worker ? run.summary : this.#summary() });
+    this.#log.show({ run, live: worker ? !run.finish && (run.connected || this.#live) : this.#live, failed, filter, hash: this.#hash, summary: worker ? run.summary : this.#summary(), warn: (worker ? [run] : this.#data.workers.flatMap((one) => one.runs)).some((one) => one.gaps.length > 0 || (one.ended && !one.complete)) });
   }
 
   #manyRuns(id) {
@@ -247,18 +251,16 @@ export class TaskView {
     const parts = [];
     if (worker) {
       parts.push(badge(worker.state), h("span", { class: "id" }, worker.worker_id));
-      if (worker.state_message) parts.push(h("span", { class: "say" }, worker.state_message));
+      if (worker.state_message && worker.runs.length > 0) parts.push(h("span", { class: "say" }, worker.state_message));
       if (worker.runs.length > 1) {
         const runs = worker.runs;
         const current = this.#selected.run ?? runs[runs.length - 1].run_id;
         parts.push(h("select", { "aria-label": "Run", onchange: (event) => this.#navigate(this.#address(worker.worker_id, event.target.value)) },
           ...runs.map((run, i) => h("option", { value: run.run_id, selected: run.run_id === current }, `Run ${i + 1} of ${runs.length}`))));
       }
-      const incomplete = worker.runs.filter((run) => run.gaps.length > 0 || (run.ended && !run.complete));
-      for (const run of incomplete.slice(0, 1)) parts.push(h("span", { class: "warn" }, `⚠ ${run.summary}`));
     }
     const events = this.#data.events.filter((event) => (worker ? event.worker_id === worker.worker_id || !event.worker_id : !event.worker_id || ["failed", "waiting", "retrying"].includes(event.type)));
-    if (events.length > 0) {
+    if (events.length > 0 && (worker?.runs.length ?? 1) > 0) {
       const open = this.#nodes.head.querySelector("details")?.open ?? false;
       parts.push(h("details", { class: "events", open }, h("summary", null, plural(events.length, "event")), eventList(events, worker ? null : this.#labels)));
     }
@@ -273,7 +275,7 @@ export class TaskView {
   // Where the log would be: why there is none (yet).
   #drawWhy(worker) {
     const events = this.#data.events.filter((event) => !worker || event.worker_id === worker.worker_id || !event.worker_id);
-    const text = worker ? worker.summary : "No worker of this task has printed anything yet.";
+    const text = worker ? worker.summary.replace(/^./, (c) => c.toUpperCase()) : "No worker of this task has printed anything yet.";
     const fresh = h("div", { class: "why" }, h("p", { class: "lead" }, text), events.length > 0 ? eventList(events, worker ? null : this.#labels) : null);
     if (this.#nodes.body.firstChild?.isEqualNode(fresh)) return;
     this.#nodes.body.replaceChildren(fresh);

@@ -155,11 +155,11 @@ export class TasksView {
   #row(task) {
     const row = { state: h("td", { class: "state" }), context: h("span", { class: "context" }), drawn: "" };
     const cell = (label, cls) => h("td", { class: cls ?? null, "data-label": label });
-    row.workers = cell("workers", "num");
-    row.lines = cell("lines", "num");
+    row.workers = cell("", "num");
+    row.lines = cell("", "num");
     row.bytes = cell("", "num");
     row.started = cell("started");
-    row.seen = cell("last");
+    row.seen = cell("");
     row.node = h(
       "tr",
       null,
@@ -170,6 +170,12 @@ export class TasksView {
     return row;
   }
 
+  // The unit is shown where the table has no header (narrow screens).
+  #counted(cell, n, unit) {
+    setText(cell, count(n));
+    cell.dataset.unit = n === 1 ? unit : `${unit}s`;
+  }
+
   #fill(row, task, now) {
     const name = taskState(task, now);
     if (row.drawn !== name) {
@@ -178,8 +184,8 @@ export class TasksView {
     }
     const { repository, commit_sha: commit, triggered_by: by, reason } = task.context;
     setText(row.context, [repository && commit ? `${repository}@${commit.slice(0, 10)}` : repository || commit?.slice(0, 10), by && `by ${by}`, reason].filter(Boolean).join(" · "));
-    setText(row.workers, count(task.workers));
-    setText(row.lines, count(task.lines));
+    this.#counted(row.workers, task.workers, "worker");
+    this.#counted(row.lines, task.lines, "line");
     setText(row.bytes, bytes(task.bytes));
     setText(row.started, ago(task.first_seen_at, now));
     row.started.title = dateTime(task.first_seen_at);
