@@ -102,6 +102,8 @@ impl StoreSettings {
 
 /// Bounds of workers and readers.
 #[derive(Clone, Debug, clap::Args)]
+// The derived name is that of the type, which the gRPC limits have too.
+#[group(id = "log-limits")]
 #[command(next_help_heading = "Log limits")]
 pub struct Limits {
     /// Largest line, its metadata included; a longer one is dropped, and a gap says so. At most 4MiB, and smaller than
@@ -162,4 +164,48 @@ pub struct Limits {
 fn line_bytes(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse()?;
     if (1..=4 << 20).contains(&size.as_u64()) { Ok(size) } else { Err("a line is from 1B to 4MiB".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use otto_service::settings::load_from;
+
+    use super::*;
+
+    fn load(args: &[&str]) -> Result<Settings, String> {
+        let args = ["otto-log-ingest", "--data-dir", "d"].iter().chain(args);
+        load_from(args, |_| None).map_err(|exit| exit.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        let settings = load(&[]).unwrap();
+        assert_eq!(settings.grpc_addr.to_string(), "127.0.0.1:50051");
+        assert_eq!(settings.http_addr.to_string(), "127.0.0.1:8080");
+        assert_eq!(settings.limits.max_line_bytes.as_u64(), 1 << 20);
+        let options = settings.store.options();
+        assert_eq!(options.retention_age, Some(Duration::from_secs(7 * 24 * 3600)));
+        assert_eq!(options.retention_bytes, Some(10 << 30));
+    }
+
+    #[test]
+    fn zero_means_for_ever() {
+        let options = load(&["--retention-age", "0", "--retention-bytes", "0"]).unwrap().store.options();
+        assert_eq!((options.retention_age, options.retention_bytes), (None, None));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for (flag, value) in [
+            ("--max-line-bytes", "5MiB"),
+            ("--max-workers", "0"),
+            ("--grpc-addr", "nowhere"),
+            ("--retention-age", "soon"),
+        ] {
+            let error = load(&[flag, value]).unwrap_err();
+            assert!(error.contains(flag) && error.contains(value), "{error}");
+        }
+        let error = load_from::<Settings>(["otto-log-ingest"], |_| None).unwrap_err().to_string();
+        assert!(error.contains("--data-dir"), "{error}");
+    }
 }
