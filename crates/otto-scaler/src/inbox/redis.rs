@@ -41,7 +41,7 @@ mod tests;
 pub(crate) mod worker_events;
 
 /// An entry that is pending for so long, and not under way here, was taken by a reader that is gone.
-const STRAY: Duration = Duration::from_secs(10);
+const STRAY: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
 
 /// What is to be known about Redis.
 #[derive(Clone, Debug)]

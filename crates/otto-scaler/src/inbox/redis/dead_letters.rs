@@ -41,6 +41,11 @@ impl RedisDeadLetters {
         Self { dead, events, keys, max: max.max(1) }
     }
 
+    /// Makes Redis know the script, so that the first letter is not overtaken by the next while it learns it.
+    pub(crate) async fn prepare(&self) -> Result<(), StoreError> {
+        BURY.load_async(&mut self.dead.clone()).await.map(drop).map_err(|e| unavailable(&self.dead, &e))
+    }
+
     /// Writes the dead letter of an entry, if it is not written yet. True: it was not.
     pub(crate) async fn bury(&self, entry: &Entry, reason: &str) -> Result<bool, StoreError> {
         let now = jiff::Timestamp::now();

@@ -28,6 +28,14 @@ pub(super) struct Group {
     pub(super) keys: Arc<Keys>,
 }
 
+/// Where the group is.
+pub(super) struct Position {
+    /// Up to here everything is settled, as far as is known.
+    pub(super) marker: Option<EntryId>,
+    /// Up to here everything was delivered: it is settled or pending.
+    pub(super) delivered: Option<EntryId>,
+}
+
 /// Entries that nobody will read any more.
 pub(super) struct Unread {
     /// At least so many.
@@ -39,8 +47,8 @@ pub(super) struct Unread {
 }
 
 impl Group {
-    /// Makes sure that it exists. Returns the id up to which everything is settled, if that is known.
-    pub(super) async fn ensure(&self, start: EventStart, retention: Duration) -> RedisResult<Option<EntryId>> {
+    /// Makes sure that it exists.
+    pub(super) async fn ensure(&self, start: EventStart, retention: Duration) -> RedisResult<Position> {
         let (done, id, skipped): (String, String, u64) = ENSURE
             .key(&self.keys.stream)
             .key(self.keys.applied())
@@ -72,7 +80,7 @@ impl Group {
         }
         let marker: Option<String> =
             redis::cmd("GET").arg(self.keys.applied()).query_async(&mut self.link.clone()).await?;
-        Ok(marker.and_then(|marker| marker.parse().ok()))
+        Ok(Position { marker: marker.and_then(|marker| marker.parse().ok()), delivered: id.parse().ok() })
     }
 
     /// A page of entries that are pending for at least `idle`, of all consumers, in the order of their ids; and the cursor

@@ -22,6 +22,16 @@ struct State {
     marked: Option<EntryId>,
 }
 
+impl State {
+    fn advance(&mut self) {
+        while let Some(first) = self.delivered.first_entry().filter(|first| *first.get()) {
+            let settled = *first.key();
+            first.remove();
+            self.floor = self.floor.max(Some(settled));
+        }
+    }
+}
+
 impl Progress {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -43,11 +53,14 @@ impl Progress {
         if let Some(settled) = state.delivered.get_mut(&entry) {
             *settled = true;
         }
-        while let Some(first) = state.delivered.first_entry().filter(|first| *first.get()) {
-            let settled = *first.key();
-            first.remove();
-            state.floor = state.floor.max(Some(settled));
-        }
+        state.advance();
+    }
+
+    /// All that was delivered up to `entry` is known here: what is not under way is settled.
+    pub(crate) fn known_up_to(&self, entry: EntryId) {
+        let mut state = self.state();
+        state.delivered.entry(entry).or_insert(true);
+        state.advance();
     }
 
     /// Whether it was delivered and is not settled.
@@ -105,6 +118,21 @@ mod tests {
         progress.settle(id(4));
         assert_eq!(progress.overdue(), None);
         assert!(!progress.is_under_way(id(4)));
+    }
+
+    #[test]
+    fn what_was_delivered_to_others_counts_when_all_of_it_is_known() {
+        let progress = Progress::default();
+        progress.reset(Some(id(1)));
+        progress.deliver(id(3));
+        progress.deliver(id(9));
+        progress.known_up_to(id(9));
+        assert_eq!(progress.floor(), Some(id(1)));
+        progress.settle(id(3));
+        assert_eq!(progress.floor(), Some(id(3)));
+        progress.settle(id(9));
+        progress.known_up_to(id(12));
+        assert_eq!(progress.overdue(), Some(id(12)));
     }
 
     #[test]

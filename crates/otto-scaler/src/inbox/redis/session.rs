@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{self, BoxFuture};
+use futures::future::{self, BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use otto_service::client::Backoff;
 use redis::aio::MultiplexedConnection;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dead_letters::RedisDeadLetters;
 use super::entry::{self, Entry};
-use super::group::Group;
+use super::group::{Group, Position};
 use super::link::Health;
 use super::{Redis, STRAY, Target};
 use crate::controller::{Applied, ApplyError};
@@ -26,9 +26,9 @@ use crate::store::redis::RedisStore;
 use crate::task::EntryId;
 
 /// The server's side of a read waits so long. A reader that is frozen takes entries with it no later than this.
-const BLOCK: Duration = Duration::from_secs(5);
+const BLOCK: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(5) };
 /// Between looks after strays, losses and what can be trimmed.
-const UPKEEP: Duration = Duration::from_secs(5);
+pub(super) const UPKEEP: Duration = BLOCK;
 /// Entries of one read, unless they are large.
 const READ: usize = 128;
 /// Bytes of one read to aim at.
@@ -111,11 +111,12 @@ impl Inbox {
     }
 
     async fn session(&self, backoff: &mut Backoff) -> Result<Infallible, Failed> {
-        let marker = self.group.ensure(self.redis.options.start, self.redis.options.retention).await?;
-        self.redis.progress.reset(marker);
+        let position = self.group.ensure(self.redis.options.start, self.redis.options.retention).await?;
+        self.redis.progress.reset(position.marker);
+        self.dead_letters.prepare().await?;
         let reader = self.redis.link.dedicated(BLOCK).await?;
         let mut pump = Pump { inbox: self, under_way: FuturesUnordered::new() };
-        match self.read_on(reader, &mut pump, backoff).await {
+        match self.read_on(reader, &position, &mut pump, backoff).await {
             // Everything under way answers before any of it is submitted again.
             Err(error) => {
                 let _ = tokio::time::timeout(SETTLE, pump.drain()).await;
@@ -128,11 +129,16 @@ impl Inbox {
     async fn read_on(
         &self,
         reader: MultiplexedConnection,
+        position: &Position,
         pump: &mut Pump<'_>,
         backoff: &mut Backoff,
     ) -> Result<Infallible, Failed> {
         self.tell_unread().await?;
         self.claim(pump, Duration::ZERO).await?;
+        // What is not pending now was settled before.
+        if let Some(delivered) = position.delivered {
+            self.redis.progress.known_up_to(delivered);
+        }
         self.tell_lost().await?;
         backoff.reset();
         if self.health.send_replace(Health::Serving) != Health::Serving {
@@ -167,6 +173,7 @@ impl Inbox {
             if read.is_none() && upkeep.elapsed() >= UPKEEP {
                 self.claim(pump, STRAY).await?;
                 self.tell_lost().await?;
+                self.store.mark().await?;
                 self.trim().await?;
                 upkeep = Instant::now();
             }
@@ -287,10 +294,13 @@ impl<'a> Pump<'a> {
                 return Ok(());
             }
         };
+        // An event of the same task may have failed meanwhile; nothing may overtake it.
+        while let Some(Some(settled)) = self.under_way.next().now_or_never() {
+            self.settled(settled).await?;
+        }
         if again && inbox.group.applied_before(&event.task_id, entry.id).await? {
             tracing::debug!(entry = %entry.id, task_id = event.task_id, "was applied before");
-            progress.settle(entry.id);
-            return Ok(());
+            return self.settled((entry.id, Ok(()))).await;
         }
         let answer = match inbox.target.submit(event).await {
             Ok(answer) => answer,
