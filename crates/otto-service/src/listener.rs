@@ -89,6 +89,22 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.current.unwrap_or(u64::MAX))
 }
 
+/// How many connections may be open: as many as configured, but never so many that no descriptors are left for the
+/// program's files and its own connections.
+fn affordable(configured: usize, protocol: &str) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let affordable = limit.map_or(usize::MAX, |limit| usize::try_from(limit / 4 * 3).unwrap_or(usize::MAX));
+    if affordable < configured {
+        tracing::info!(
+            configured,
+            affordable,
+            protocol,
+            "fewer connections are accepted: the limit of open files is low"
+        );
+    }
+    configured.min(affordable)
+}
+
 /// Bounds of an accept loop.
 pub(crate) struct Accept {
     /// For messages: `gRPC`, `HTTP`.
@@ -117,6 +133,7 @@ impl Accept {
         F: Future<Output = ()> + Send + 'static,
     {
         let address = listener.local_addr().context("the listening socket is broken")?;
+        let max_connections = affordable(self.max_connections, self.protocol);
         let mut connections = JoinSet::new();
         let draining = CancellationToken::new();
         let mut warned: Option<Instant> = None;
@@ -134,7 +151,7 @@ impl Accept {
                 () = drain.requested() => break,
                 Some(ended) = connections.join_next() => self.ended(ended, connections.len()),
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) if connections.len() < self.max_connections => {
+                    Ok((stream, peer)) if connections.len() < max_connections => {
                         if let Err(error) = prepare(&stream) {
                             tracing::debug!(%peer, %error, "connection lost before it was used");
                             continue;
@@ -145,7 +162,7 @@ impl Accept {
                     Ok((stream, peer)) => {
                         self.refused.inc();
                         if may_warn() {
-                            tracing::warn!(%peer, limit = self.max_connections, protocol = self.protocol, "connection refused: there are too many");
+                            tracing::warn!(%peer, limit = max_connections, protocol = self.protocol, "connection refused: there are too many");
                         }
                         if let Some(refuse) = self.refusal {
                             refuse(&stream);

@@ -22,11 +22,20 @@ use tracing::field::Empty;
 pub struct Channel {
     inner: tonic::transport::Channel,
     token: Option<Arc<TokenFile>>,
+    traceparent: Option<HeaderValue>,
 }
 
 impl Channel {
     pub(super) fn new(inner: tonic::transport::Channel, token: Option<Arc<TokenFile>>) -> Self {
-        Channel { inner, token }
+        Channel { inner, token, traceparent: None }
+    }
+
+    /// Sends this W3C `traceparent` with every call where traces are not exported, so that a program which takes no
+    /// part in a trace does not break it. Where they are, calls carry their own spans' contexts, and this is not used.
+    #[must_use]
+    pub fn passing_on(mut self, traceparent: &str) -> Self {
+        self.traceparent = HeaderValue::try_from(traceparent.trim()).ok();
+        self
     }
 }
 
@@ -45,6 +54,10 @@ impl Service<Request<Body>> for Channel {
         {
             value.set_sensitive(true);
             request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        if let Some(traceparent) = &self.traceparent {
+            // Replaced by the call's own context, if it has one.
+            request.headers_mut().insert("traceparent", traceparent.clone());
         }
         let call = Call::begin(&mut request);
         let inner = call.span.in_scope(|| self.inner.call(request));

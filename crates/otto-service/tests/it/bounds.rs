@@ -2,9 +2,7 @@
 
 use crate::echo::{call, start, texts};
 use crate::wait::{PATIENCE, Program, until, within};
-use otto_service::auth::Policy;
-use otto_service::drain::Drain;
-use otto_service::grpc::{self, Limits};
+use otto_service::grpc::Limits;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -144,11 +142,128 @@ async fn running_out_of_descriptors_neither_spins_nor_ends_the_server() {
 #[ignore = "a program for another test"]
 async fn program_with_few_descriptors() {
     use rustix::process::{Resource, getrlimit, setrlimit};
+    let server = start(Limits::default());
+    let endpoint =
+        otto_service::client::Endpoint::new(&format!("http://{}", server.address), &Default::default()).unwrap();
+    let mut client = HealthClient::new(endpoint.connect_lazy());
+    client.check(HealthCheckRequest::default()).await.unwrap();
+    // Lowered once it runs: a server that begins with so few accepts fewer connections and keeps the rest free.
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = Some(48);
     setrlimit(Resource::Nofile, limit).unwrap();
-    let listener = grpc::bind("--grpc-addr", "127.0.0.1:0".parse().unwrap()).unwrap();
-    println!("listening on {}", listener.local_addr().unwrap());
-    let server = grpc::Server::new(Limits::default(), Policy::open());
-    let _ = tokio::time::timeout(2 * PATIENCE, server.serve(listener, Drain::new())).await;
+    println!("listening on {}", server.address);
+    let _ = tokio::time::timeout(2 * PATIENCE, server.ended).await;
+}
+
+/// Not a test by itself: a server that begins with few descriptors.
+#[tokio::test]
+#[ignore = "a program for another test"]
+async fn program_that_begins_with_few_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(48);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let server = start(Limits::default());
+    println!("listening on {}", server.address);
+    let _ = tokio::time::timeout(2 * PATIENCE, server.ended).await;
+}
+
+#[tokio::test]
+async fn few_descriptors_leave_some_for_files() {
+    let mut program = Program::start("bounds::program_that_begins_with_few_descriptors", &[]);
+    let address: SocketAddr = program.line_after("listening on ").parse().unwrap();
+    let mut open = Vec::new();
+    for _ in 0..36 {
+        open.push(silent(address).await);
+    }
+    let mut refused = TcpStream::connect(address).await.unwrap();
+    let mut told = Vec::new();
+    within("the refusal", refused.read_to_end(&mut told)).await.unwrap();
+    assert!(told.ends_with(b"too many connections"), "{told:?}");
+}
+
+/// HEADERS of a call to the health service, as HPACK of RFC 7541 without its dynamic table.
+fn headers_of_a_call(end: bool, stream: u32) -> Vec<u8> {
+    // :method POST, :scheme http, then literals for :path and :authority.
+    let mut block = vec![0x83, 0x86];
+    for (name, value) in [(0x04, "/grpc.health.v1.Health/Watch"), (0x01, "x")] {
+        block.extend([name, value.len() as u8]);
+        block.extend(value.as_bytes());
+    }
+    frame(1, if end { 0x4 } else { 0 }, stream, &block)
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Writes until the other side has had enough, at most `limit` bytes, and reads along. How much was written, and what
+/// was read.
+async fn flood(address: SocketAddr, limit: usize, mut next: impl FnMut() -> Vec<u8>) -> (usize, String) {
+    let (mut read, mut write) = silent(address).await.into_split();
+    let reader = tokio::spawn(async move {
+        let mut told = Vec::new();
+        let _ = read.read_to_end(&mut told).await;
+        told
+    });
+    let mut written = 0;
+    while written < limit && !reader.is_finished() {
+        let frames = next();
+        match tokio::time::timeout(PATIENCE, write.write_all(&frames)).await {
+            Ok(Ok(())) => written += frames.len(),
+            Ok(Err(_)) => break,
+            Err(_) => panic!("the server neither reads nor closes"),
+        }
+    }
+    drop(write);
+    let told = within("the close", reader).await.unwrap();
+    (written, String::from_utf8_lossy(&told).into_owned())
+}
+
+#[tokio::test]
+async fn a_flood_of_resets_ends_its_own_connection_only() {
+    let server = start(Limits::default());
+    let channel = server.channel();
+    let mut client = HealthClient::new(channel);
+    client.check(HealthCheckRequest::default()).await.unwrap();
+    let mut stream = 1;
+    let (sent, told) = flood(server.address, 64 << 20, || {
+        let mut frames = Vec::new();
+        for _ in 0..1000 {
+            frames.extend(headers_of_a_call(true, stream));
+            frames.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+            stream += 2;
+        }
+        frames
+    })
+    .await;
+    assert!(sent < 16 << 20, "the server took {sent} bytes of resets");
+    assert!(told.contains("too_many_resets"), "{told:?}");
+    client.check(HealthCheckRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn headers_without_end_end_their_own_connection_only() {
+    let server = start(Limits::default());
+    let mut client = HealthClient::new(server.channel());
+    client.check(HealthCheckRequest::default()).await.unwrap();
+    let mut begun = false;
+    let (sent, told) = flood(server.address, 64 << 20, || {
+        if !std::mem::replace(&mut begun, true) {
+            return headers_of_a_call(false, 1);
+        }
+        // A literal header that is not indexed, 16,000 bytes long, in a CONTINUATION frame.
+        let mut block = vec![0x00, 1, b'x', 0x7f];
+        block.extend([0x81, 0x7c]);
+        block.resize(6 + 16_000, b'y');
+        frame(9, 0, 1, &block)
+    })
+    .await;
+    assert!(sent < 16 << 20, "the server took {sent} bytes of headers");
+    assert!(told.contains("too_many_continuations"), "{told:?}");
+    client.check(HealthCheckRequest::default()).await.unwrap();
 }

@@ -23,7 +23,8 @@ use tonic_prost::ProstCodec;
 
 pub(crate) const NAME: &str = "test.v1.Echo";
 
-/// `Echo` sends every text back, `Hang` sends one and then nothing forever, `Stuck` does not even answer.
+/// `Echo` sends every text back, `Hang` sends one and then nothing forever, `Stuck` does not even
+/// answer, `Trace` sends the trace context of the call.
 #[derive(Clone, Debug)]
 pub(crate) struct Echo {
     pub(crate) max_message_size: usize,
@@ -69,6 +70,11 @@ impl StreamingService<String> for Method {
                 "Hang" => {
                     let first = futures::stream::iter([Ok("hanging".to_owned())]);
                     Ok(Response::new(first.chain(futures::stream::pending()).boxed()))
+                }
+                "Trace" => {
+                    let header = request.metadata().get("traceparent").and_then(|value| value.to_str().ok());
+                    let text = header.unwrap_or_default().to_owned();
+                    Ok(Response::new(futures::stream::iter([Ok(text)]).boxed()))
                 }
                 "Stuck" => futures::future::pending().await,
                 other => Err(Status::unimplemented(format!("no method {other}"))),

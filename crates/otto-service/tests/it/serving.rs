@@ -240,3 +240,14 @@ async fn a_restarted_server_is_found_again_by_the_same_channel() {
     second.drain.request();
     within("the second server's end", second.ended).await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_program_that_exports_no_traces_can_pass_them_on() {
+    let server = start(Limits::default());
+    let seen = async |channel: Channel| {
+        call(&channel, "Trace", futures::stream::pending()).await.unwrap().message().await.unwrap()
+    };
+    assert_eq!(seen(server.channel()).await.as_deref(), Some(""));
+    let context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    assert_eq!(seen(server.channel().passing_on(context)).await.as_deref(), Some(context));
+}

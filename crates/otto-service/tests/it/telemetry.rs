@@ -166,6 +166,7 @@ async fn program_that_calls_itself() {
         echo.message().await.unwrap();
         drop(send);
         assert_eq!(echo.message().await.unwrap(), None);
+        let channel = channel.passing_on("00-00000000000000000000000000000001-0000000000000002-01");
         call(&channel, "MadeUp", futures::stream::iter([String::new()])).await.unwrap_err();
         drop(channel);
         server.drain.request();
