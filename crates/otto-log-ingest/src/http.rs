@@ -8,7 +8,6 @@ mod frame;
 mod limits;
 mod listing;
 mod logs;
-mod matcher;
 mod model;
 mod openapi;
 mod params;

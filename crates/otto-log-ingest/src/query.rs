@@ -4,10 +4,10 @@ mod error;
 mod head;
 mod merge;
 mod reading;
-mod request;
+pub(crate) mod request;
 mod summary;
 mod tail;
-mod token;
+pub(crate) mod token;
 
 use std::sync::Arc;
 use std::time::Duration;

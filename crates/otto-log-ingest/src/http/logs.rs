@@ -7,14 +7,14 @@ use otto_log_store::RunInfo;
 use serde::Serialize;
 
 use super::Shared;
-use super::matcher::Matcher;
 use super::model::{Gap, Line};
 use super::params::Params;
 use super::path::{TaskPath, WorkerPath};
-use super::position::Position;
+use super::position::{self, Position, Question};
 use super::problem::Problem;
 use super::reply::json;
-use super::window::{self, Direction, Wanted, Window};
+use super::window::{self, Direction, Wanted};
+use crate::query::request::Matcher;
 
 /// Lines of an answer if nothing else is asked for.
 const DEFAULT_LIMIT: u64 = 1_000;
@@ -51,7 +51,7 @@ pub(super) async fn of_task(
     let params = Params::read(&uri, OF_TASK)?;
     super::listing::known_task(&shared, &task_id).await?;
     let runs = shared.app.store.runs(&task_id).await?;
-    answer(&shared, &task_id, &runs, &params).await
+    answer(&shared, Question { task_id: &task_id, worker_id: "", run_id: "" }, runs, &params).await
 }
 
 /// `GET /api/v1/tasks/{task}/workers/{worker}/logs`
@@ -61,22 +61,29 @@ pub(super) async fn of_worker(
     uri: Uri,
 ) -> Result<Response, Problem> {
     let params = Params::read(&uri, OF_WORKER)?;
-    let mut runs = super::worker_runs(&shared, &task_id, &worker_id, params.one("run")?).await?;
+    let run_id = params.one("run")?;
+    let mut runs = super::worker_runs(&shared, &task_id, &worker_id, run_id).await?;
     // Sequences are of one run: without `run` they mean the newest.
     if params.one("from")?.is_some() || params.one("to")?.is_some() {
         runs.drain(..runs.len().saturating_sub(1));
     }
-    answer(&shared, &task_id, &runs, &params).await
+    let question = Question { task_id: &task_id, worker_id: &worker_id, run_id: run_id.unwrap_or_default() };
+    answer(&shared, question, runs, &params).await
 }
 
-async fn answer(shared: &Shared, task_id: &str, runs: &[RunInfo], params: &Params) -> Result<Response, Problem> {
+async fn answer(
+    shared: &Shared,
+    question: Question<'_>,
+    mut runs: Vec<RunInfo>,
+    params: &Params,
+) -> Result<Response, Problem> {
     let matcher = Matcher::new(&params.filter()?)?;
     let limit = params.number("limit", 1, MAX_LIMIT)?;
     let tail = params.number("tail", 1, MAX_LIMIT)?;
     let from = params.number("from", 0, u64::MAX)?;
     let to = params.number("to", 1, u64::MAX)?;
-    let before = position(params, "before", task_id)?;
-    let after = position(params, "after", task_id)?;
+    let before = position(params, "before", question, &mut runs)?;
+    let after = position(params, "after", question, &mut runs)?;
     let conflict = |one: &'static str, other: &str| {
         Problem::parameter(one, &format!("it cannot be given together with `{other}`"), "one of the two")
     };
@@ -100,11 +107,11 @@ async fn answer(shared: &Shared, task_id: &str, runs: &[RunInfo], params: &Param
     }
     let direction = if tail.is_some() || before.is_some() { Direction::Backward } else { Direction::Forward };
     let begin = match from {
-        Some(from) => Some(Position { runs: runs.iter().map(|run| (run.id, from.max(1))).collect() }),
+        Some(from) => Some(Position { runs: runs.iter().map(|run| (run.id, from.max(1))).collect(), event: 0 }),
         None => before.or(after),
     };
     let wanted = Wanted {
-        runs,
+        runs: &runs,
         from: begin.as_ref(),
         to_sequence: to,
         direction,
@@ -112,37 +119,42 @@ async fn answer(shared: &Shared, task_id: &str, runs: &[RunInfo], params: &Param
         matcher: &matcher,
     };
     let _permit = shared.limits.reads().await?;
-    let found = window::read(&shared.app.store, wanted).await?;
-    json(&write(task_id, runs, &found))
-}
-
-fn write<'a>(task_id: &'a str, runs: &[RunInfo], found: &'a Window) -> Logs<'a> {
-    let next_from = match runs {
+    let mut found = window::read(&shared.app.store, wanted).await?;
+    // Events are no part of this answer; a stream that goes on after it tells those that are new then.
+    let known = begin.map_or(0, |position| position.event);
+    let event = position::next_event(&shared.app.store, question.task_id, known).await?;
+    (found.before.event, found.after.event) = (event, event);
+    let next_from = match &runs[..] {
         [run] if found.has_after => found.after.runs.get(&run.id).copied(),
         _ => None,
     };
-    Logs {
-        task_id,
+    json(&Logs {
+        task_id: question.task_id,
         lines: found.lines.iter().map(Line::from).collect(),
         gaps: found.gaps.iter().filter_map(Gap::of).collect(),
-        before: found.before.encode(task_id),
-        after: found.after.encode(task_id),
+        before: found.before.encode(question, &runs),
+        after: found.after.encode(question, &runs),
         has_before: found.has_before,
         has_after: found.has_after,
         next_from,
         searched_lines: found.searched,
-    }
+    })
 }
 
-/// A position that this server gave out.
-pub(super) fn position(params: &Params, name: &'static str, task_id: &str) -> Result<Option<Position>, Problem> {
+/// A position that this server gave out. Runs that it leaves out are taken from `runs`.
+fn position(
+    params: &Params,
+    name: &'static str,
+    question: Question<'_>,
+    runs: &mut Vec<RunInfo>,
+) -> Result<Option<Position>, Problem> {
     let Some(text) = params.one(name)? else { return Ok(None) };
-    match Position::decode(text, task_id) {
+    match Position::decode(text, question, runs) {
         Some(position) => Ok(Some(position)),
         None => Err(Problem::parameter(
             name,
-            "it is no position in this task",
-            format!("`{name}` of an earlier answer for the same task"),
+            "it is no position here",
+            format!("`{name}` of an earlier answer for the same task, worker and run"),
         )),
     }
 }

@@ -1,102 +1,103 @@
-//! A place in the logs of a task: of each run the first sequence that lies after it. Opaque to clients.
+//! A place in the logs of a task: of each run the first sequence that lies after it. For clients it is the same opaque text
+//! as a stream's event ids and the `resume_token` of gRPC, so that one goes on where another ended.
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use otto_log_store::RunId;
-use xxhash_rust::xxh3::xxh3_64;
+use otto_log_store::{ReadError, RunId, RunInfo, Store};
 
-/// Layout of the text form.
-const VERSION: u8 = 1;
-/// Most runs in one position.
-const MAX_RUNS: u64 = 1 << 20;
+use crate::query::token::{self, Token, check_of};
+
+/// What the text was given for, and is good for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question<'a> {
+    pub(super) task_id: &'a str,
+    /// Empty: all workers.
+    pub(super) worker_id: &'a str,
+    /// Empty: all runs.
+    pub(super) run_id: &'a str,
+}
 
 /// A place in the logs of a task.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Position {
     /// A run that is not here lies after the position as a whole.
     pub(super) runs: BTreeMap<RunId, u64>,
+    /// Number of the first event of the task that lies after it.
+    pub(super) event: u64,
 }
 
 impl Position {
-    /// Writes it for a client. It fits no other task.
-    pub(super) fn encode(&self, task_id: &str) -> String {
-        let mut bytes = vec![VERSION];
-        bytes.extend_from_slice(&mark(task_id));
-        put(&mut bytes, self.runs.len() as u64);
-        let mut last = 0;
-        for (run, sequence) in &self.runs {
-            put(&mut bytes, run.0 - last);
-            put(&mut bytes, *sequence);
-            last = run.0;
-        }
-        URL_SAFE_NO_PAD.encode(bytes)
+    /// Writes it for a client. `runs`: those that were asked about; those before the first of them stay left out.
+    pub(super) fn encode(&self, question: Question<'_>, runs: &[RunInfo]) -> String {
+        let positions = runs.iter().filter_map(|run| {
+            let next = *self.runs.get(&run.id)?;
+            Some(token::Position { run: run.id, check: check_of(&run.key), next })
+        });
+        let token =
+            Token { event: self.event, floor: runs.first().map_or(0, |run| run.id.0), positions: positions.collect() };
+        token.encode(question.task_id, question.worker_id, question.run_id)
     }
 
-    /// Reads what [`encode`](Self::encode) wrote; `None`: it is something else, or of another task.
-    pub(super) fn decode(text: &str, task_id: &str) -> Option<Self> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let mut rest = bytes.strip_prefix(&[VERSION])?.strip_prefix(&mark(task_id))?;
-        let count = take(&mut rest).filter(|count| *count <= MAX_RUNS)?;
-        let mut runs = BTreeMap::new();
-        let mut last = 0u64;
-        for _ in 0..count {
-            last = last.checked_add(take(&mut rest)?)?;
-            runs.insert(RunId(last), take(&mut rest)?);
+    /// Reads a text of ours; `None`: it is something else, or was given for another question. `runs` are left with those
+    /// that it does not leave out.
+    pub(super) fn decode(text: &str, question: Question<'_>, runs: &mut Vec<RunInfo>) -> Option<Self> {
+        let token = Token::decode(text, question.task_id, question.worker_id, question.run_id)?;
+        runs.retain(|run| run.id.0 >= token.floor);
+        let mut position = Self { runs: BTreeMap::new(), event: token.event };
+        for run in runs {
+            if let Some(next) = token.next_of(run.id, &run.key) {
+                // 0: it was shown to its end.
+                position.runs.insert(run.id, if next == 0 { run.expected } else { next });
+            }
         }
-        rest.is_empty().then_some(Self { runs })
+        Some(position)
     }
 }
 
-fn mark(task_id: &str) -> [u8; 4] {
-    (xxh3_64(task_id.as_bytes()) as u32).to_be_bytes()
-}
-
-/// LEB128.
-fn put(bytes: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
+/// The number after that of the last event of a task, looked for from `known` on.
+pub(super) async fn next_event(store: &Store, task_id: &str, known: u64) -> Result<u64, ReadError> {
+    let mut next = known;
+    while let Some((last, _)) = store.events(task_id, next).await?.last() {
+        next = last + 1;
     }
-    bytes.push(value as u8);
-}
-
-fn take(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        let bits = u64::from(byte & 0x7f);
-        if shift == 63 && bits > 1 {
-            return None;
-        }
-        value |= bits << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
+    Ok(next)
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use otto_log_store::RunKey;
 
     use super::*;
 
-    proptest! {
-        #[test]
-        fn a_position_survives_its_text(runs in prop::collection::btree_map(any::<u64>().prop_map(RunId), any::<u64>(), 0..20)) {
-            let position = Position { runs };
-            let text = position.encode("task");
-            prop_assert_eq!(Position::decode(&text, "task"), Some(position));
-            prop_assert_eq!(Position::decode(&text, "other"), None);
+    fn run(id: u64, expected: u64) -> RunInfo {
+        RunInfo {
+            id: RunId(id),
+            key: RunKey { task_id: "t".into(), worker_id: format!("w{id}"), run_id: "r".into() },
+            metadata: None,
+            expected,
+            lines: expected - 1,
+            bytes: 0,
+            gaps: Vec::new(),
+            missing_lines: 0,
+            finish: None,
+            first_time_unix_nanos: None,
+            last_time_unix_nanos: None,
+            opened_at_unix_nanos: 0,
+            active_at_unix_nanos: 0,
         }
+    }
 
-        #[test]
-        fn garbage_is_refused(text in "[A-Za-z0-9_-]{0,40}") {
-            prop_assert_eq!(Position::decode(&text, "task"), None);
-        }
+    #[test]
+    fn a_position_survives_its_text_and_fits_only_its_question() {
+        let question = Question { task_id: "t", worker_id: "", run_id: "" };
+        let runs = [run(3, 100), run(4, 7)];
+        let position = Position { runs: [(RunId(3), 50), (RunId(4), 7)].into(), event: 9 };
+        let text = position.encode(question, &runs);
+        // A run before the first asked about stays left out, a new one is read from its start.
+        let mut now = vec![run(1, 5), run(3, 200), run(4, 9), run(8, 2)];
+        assert_eq!(Position::decode(&text, question, &mut now), Some(position));
+        assert_eq!(now.iter().map(|run| run.id.0).collect::<Vec<_>>(), [3, 4, 8]);
+        assert_eq!(Position::decode(&text, Question { task_id: "u", ..question }, &mut now), None);
+        assert_eq!(Position::decode("nonsense", question, &mut now), None);
     }
 }

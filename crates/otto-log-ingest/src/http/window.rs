@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use otto_log_store::{ReadError, RunInfo, Store};
 use otto_proto::v1::{LineGap, LogLine};
 
-use super::matcher::Matcher;
 use super::position::Position;
+use crate::query::request::Matcher;
 use lane::Lane;
 
 /// Where to.

@@ -75,14 +75,15 @@ impl Wanted {
 
 /// Which lines are wanted.
 #[derive(Debug)]
-pub(super) struct Matcher {
+pub(crate) struct Matcher {
     filter: Filter,
     contains: Option<memchr::memmem::Finder<'static>>,
     regex: Option<Regex>,
 }
 
 impl Matcher {
-    fn new(request: &ReadLogsRequest) -> Result<Self, QueryError> {
+    /// Of the filters of a request.
+    pub(crate) fn new(request: &ReadLogsRequest) -> Result<Self, QueryError> {
         let invalid = |field, description: String| QueryError::Invalid { field, description };
         let mut filter = Filter::default();
         for level in &request.levels {
@@ -119,7 +120,7 @@ impl Matcher {
     }
 
     /// For the store, which passes over blocks without a wanted line.
-    pub(super) fn filter(&self) -> Filter {
+    pub(crate) fn filter(&self) -> Filter {
         self.filter
     }
 
@@ -128,7 +129,8 @@ impl Matcher {
         self.filter == Filter::default() && self.contains.is_none() && self.regex.is_none()
     }
 
-    pub(super) fn matches(&self, line: &LineRef<'_>) -> bool {
+    /// Whether a line is wanted.
+    pub(crate) fn matches(&self, line: &LineRef<'_>) -> bool {
         let Filter { level_mask, source_mask, since_unix_nanos, until_unix_nanos } = self.filter;
         let attributes = &line.attributes;
         (level_mask == 0 || level_mask & (1 << (attributes.level as u32)) != 0)

@@ -8,27 +8,27 @@ const VERSION: u8 = 1;
 
 /// Where a reading is in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Position {
-    pub(super) run: RunId,
+pub(crate) struct Position {
+    pub(crate) run: RunId,
     /// Of the run's key, so that a run of another store is not taken for this one.
-    pub(super) check: u16,
+    pub(crate) check: u16,
     /// Next sequence to show; 0: the run was shown to its end.
-    pub(super) next: u64,
+    pub(crate) next: u64,
 }
 
 /// Where a reading is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Token {
+pub(crate) struct Token {
     /// Number of the next event to show.
-    pub(super) event: u64,
+    pub(crate) event: u64,
     /// Runs below it are left out.
-    pub(super) floor: u64,
+    pub(crate) floor: u64,
     /// By rising run. A run that is not in here is shown from its start.
-    pub(super) positions: Vec<Position>,
+    pub(crate) positions: Vec<Position>,
 }
 
 /// A few bits that tell a run from others of the same number.
-pub(super) fn check_of(key: &RunKey) -> u16 {
+pub(crate) fn check_of(key: &RunKey) -> u16 {
     (xxh3_64(format!("{}\0{}\0{}", key.task_id, key.worker_id, key.run_id).as_bytes()) & 0xffff) as u16
 }
 
@@ -38,7 +38,7 @@ fn question(task_id: &str, worker_id: &str, run_id: &str) -> [u8; 4] {
 }
 
 impl Token {
-    pub(super) fn encode(&self, task_id: &str, worker_id: &str, run_id: &str) -> String {
+    pub(crate) fn encode(&self, task_id: &str, worker_id: &str, run_id: &str) -> String {
         let mut bytes = Vec::with_capacity(16 + self.positions.len() * 8);
         bytes.push(VERSION);
         bytes.extend_from_slice(&question(task_id, worker_id, run_id));
@@ -55,7 +55,7 @@ impl Token {
     }
 
     /// `None` if it is not one of ours, or one of another question.
-    pub(super) fn decode(text: &str, task_id: &str, worker_id: &str, run_id: &str) -> Option<Self> {
+    pub(crate) fn decode(text: &str, task_id: &str, worker_id: &str, run_id: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (version, rest) = bytes.split_first()?;
         let (asked, mut rest) = rest.split_first_chunk::<4>()?;
@@ -83,7 +83,7 @@ impl Token {
     }
 
     /// Next sequence to show of a run; `None` if the token does not know it.
-    pub(super) fn next_of(&self, run: RunId, key: &RunKey) -> Option<u64> {
+    pub(crate) fn next_of(&self, run: RunId, key: &RunKey) -> Option<u64> {
         let index = self.positions.binary_search_by_key(&run, |position| position.run).ok()?;
         let position = self.positions[index];
         (position.check == check_of(key)).then_some(position.next)

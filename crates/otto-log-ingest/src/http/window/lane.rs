@@ -5,8 +5,8 @@ use otto_proto::block::LineRef;
 use otto_proto::v1::{LineGap, LogGap, LogLine};
 
 use super::{Budget, Direction};
-use crate::http::matcher::Matcher;
 use crate::http::position::Position;
+use crate::query::request::Matcher;
 
 /// One run being read.
 pub(super) struct Lane<'a> {
@@ -107,7 +107,7 @@ impl<'a> Lane<'a> {
     }
 
     async fn load_forward(&mut self, store: &Store, matcher: &Matcher, budget: &mut Budget) -> Result<(), ReadError> {
-        let mut cursor = store.cursor(self.run.id, From::Sequence(self.next)).with_filter(matcher.store);
+        let mut cursor = store.cursor(self.run.id, From::Sequence(self.next)).with_filter(matcher.filter());
         loop {
             match cursor.next().await? {
                 Some(Item::Block(block)) => {
@@ -138,7 +138,7 @@ impl<'a> Lane<'a> {
     async fn load_backward(&mut self, store: &Store, matcher: &Matcher, budget: &mut Budget) -> Result<(), ReadError> {
         let upper = self.next;
         let lower = upper.saturating_sub(self.stride).max(1);
-        let mut cursor = store.cursor(self.run.id, From::Sequence(lower)).with_filter(matcher.store);
+        let mut cursor = store.cursor(self.run.id, From::Sequence(lower)).with_filter(matcher.filter());
         let mut next = lower;
         'blocks: loop {
             match cursor.next().await? {
@@ -173,7 +173,7 @@ impl<'a> Lane<'a> {
         budget.searched += 1;
         budget.bytes += line.bytes.len() as u64;
         self.last_time = Some(line.attributes.time_unix_nanos);
-        if !matcher.wants(line) {
+        if !matcher.matches(line) {
             return;
         }
         let line = LogLine {
