@@ -17,7 +17,8 @@ use crate::settings::{Common, LogFormat};
 use anyhow::Context as _;
 use std::io::IsTerminal as _;
 use tracing::Span;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry};
 
@@ -45,11 +46,12 @@ impl Guard {
 /// # Errors
 /// If `RUST_LOG` cannot be understood, or logging was already started. Trouble with the export is only logged.
 pub fn init(service: &'static str, common: &Common) -> anyhow::Result<Guard> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).with_context(|| {
+    // Without RUST_LOG a plain level does, which costs less than a filter at every span.
+    let filter: Box<dyn Filter<Registry> + Send + Sync> = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => Box::new(EnvFilter::try_new(&text).with_context(|| {
             format!("RUST_LOG={text:?} is no filter; examples: info, debug, otto_scaler=debug,info")
-        })?,
-        _ => EnvFilter::new("info"),
+        })?),
+        _ => Box::new(LevelFilter::INFO),
     };
     let terminal = std::io::stderr().is_terminal();
     let human = match common.log_format {

@@ -140,7 +140,17 @@ async fn a_collector_that_is_away_or_impossible_harms_nobody() {
 }
 
 #[tokio::test]
-async fn messages_are_json_when_nobody_reads_them_on_a_terminal() {
+async fn messages_are_filtered_by_rust_log_and_are_json_when_nobody_reads_them_on_a_terminal() {
+    for (filter, written) in
+        [("", true), ("error", false), ("otto_test=warn,error", true), ("info,otto_test=off", false)]
+    {
+        let (ok, stderr) = run(Program::start("telemetry::program_that_calls_itself", &[("RUST_LOG", filter)])).await;
+        assert!(ok, "{stderr}");
+        assert_eq!(stderr.contains("said within the span"), written, "{filter}: {stderr}");
+    }
+    let (ok, stderr) = run(Program::start("telemetry::program_that_calls_itself", &[("RUST_LOG", "=,=")])).await;
+    assert!(!ok && stderr.contains("RUST_LOG"), "{stderr}");
+
     let (ok, stderr) = run(Program::start("telemetry::program_that_calls_itself", &[("RUST_LOG", "info")])).await;
     assert!(ok, "{stderr}");
     let line = stderr.lines().find(|line| line.contains("said within the span")).unwrap();
