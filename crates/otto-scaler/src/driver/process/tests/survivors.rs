@@ -1,0 +1,129 @@
+//! What a later scaler finds.
+
+use super::*;
+
+#[tokio::test]
+async fn workers_outlive_the_scaler_and_are_followed_to_their_end() {
+    let place = Place::new();
+    let mut driven = place.open("");
+    let script = format!("while [ ! -e {} ]; do sleep 0.01; done; echo $OTTO_JOB_INDEX", place.path("go").display());
+    for index in 0..3 {
+        driven.driver.create(shell(&key("t", index), &script)).await.unwrap();
+        driven.running(&key("t", index)).await;
+    }
+    driven.close().await;
+    let mut driven = place.open("");
+    assert_eq!(driven.list().await, 3);
+    for index in 0..3 {
+        let seen = &driven.seen[&key("t", index)];
+        assert_eq!(seen.state, State::Running);
+        assert!(seen.started_at.is_some());
+    }
+    fs::write(place.path("go"), "").unwrap();
+    for index in 0..3 {
+        assert_eq!(driven.ended(&key("t", index)).await.class, Class::Success);
+        driven.remove(&key("t", index)).await;
+    }
+    driven.close().await;
+}
+
+#[tokio::test]
+async fn a_survivor_can_be_stopped() {
+    let place = Place::new();
+    let mut driven = place.open("");
+    let key = key("t", 0);
+    driven.driver.create(shell(&key, "sleep 1000")).await.unwrap();
+    driven.running(&key).await;
+    driven.close().await;
+    let mut driven = place.open("");
+    driven.list().await;
+    driven.driver.stop(&key).await.unwrap();
+    assert_eq!(driven.ended(&key).await.class, Class::Stopped);
+    driven.close().await;
+}
+
+/// As a scaler leaves it that is killed right before the agent is started.
+fn unstarted(place: &Place, key: &WorkerKey, script: &str, boot_id: &str) {
+    let dir = RunDir::new(place.run_dir(key));
+    fs::create_dir_all(place.path("runs")).unwrap();
+    assert!(dir.make().unwrap());
+    dir.write_launch(&LaunchFile::new(&shell(key, script), boot_id, 5)).unwrap();
+}
+
+fn this_boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn what_was_about_to_start_is_started_once() {
+    let place = Place::new();
+    let key = key("t", 0);
+    let script = format!("echo x >> {}", place.path("marks").display());
+    unstarted(&place, &key, &script, &this_boot());
+    let mut driven = place.open("");
+    assert_eq!(driven.list().await, 1);
+    assert_eq!(driven.seen[&key].created_at, 5);
+    driven.driver.create(shell(&key, &script)).await.unwrap();
+    assert_eq!(driven.ended(&key).await.class, Class::Success);
+    assert_eq!(place.text("marks"), "x\n");
+    driven.close().await;
+}
+
+#[tokio::test]
+async fn nothing_is_started_again_after_the_machine_went_down() {
+    let place = Place::new();
+    let key = key("t", 0);
+    unstarted(&place, &key, &format!("echo x >> {}", place.path("marks").display()), "an earlier boot");
+    let mut driven = place.open("");
+    driven.list().await;
+    let outcome = driven.ended(&key).await;
+    assert_eq!(outcome.class, Class::AgentLost);
+    assert!(outcome.message.contains("machine went down"), "{outcome:?}");
+    assert!(!place.path("marks").exists());
+    driven.close().await;
+}
+
+#[tokio::test]
+async fn half_made_directories_and_strangers_do_no_harm() {
+    let place = Place::new();
+    let (half, torn) = (key("half", 0), key("torn", 0));
+    for key in [&half, &torn] {
+        fs::create_dir_all(place.run_dir(key)).unwrap();
+    }
+    fs::write(place.run_dir(&half).join("launch.json.new"), "{").unwrap();
+    fs::write(place.run_dir(&torn).join("launch.json"), "{").unwrap();
+    fs::create_dir_all(place.path("runs/lost+found")).unwrap();
+    fs::write(place.path("runs/otto-file"), "").unwrap();
+    fs::create_dir_all(place.path("runs/.removed/otto-x.0/spool")).unwrap();
+    let mut driven = place.open("");
+    assert_eq!(driven.list().await, 0);
+    assert!(!place.run_dir(&half).exists() && !place.path("runs/.removed/otto-x.0").exists());
+    assert!(place.path("runs/lost+found").exists() && place.run_dir(&torn).exists());
+    for key in [&half, &torn] {
+        driven.driver.create(shell(key, "true")).await.unwrap();
+        assert_eq!(driven.ended(key).await.class, Class::Success);
+    }
+    driven.close().await;
+}
+
+#[tokio::test]
+async fn thousands_of_ended_workers_are_listed_quickly_and_hold_nothing() {
+    let place = Place::new();
+    for index in 0..2_000 {
+        let key = key("many", index);
+        unstarted(&place, &key, "true", "");
+        let dir = RunDir::new(place.run_dir(&key));
+        dir.forbid_start().unwrap();
+        let outcome = Outcome { class: Class::Success, exit_code: Some(0), signal: None, message: String::new() };
+        dir.write_outcome(&outcome, 7).unwrap();
+    }
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut driven = place.open("");
+    let before = descriptors();
+    assert_eq!(driven.list().await, 2_000);
+    assert!(descriptors() < before + 100);
+    assert!(driven.seen.values().all(|seen| matches!(seen.state, State::Ended { at: 7, .. })));
+    driven.driver.remove(&key("many", 77)).await.unwrap();
+    assert_eq!(driven.list().await, 1_999);
+    driven.close().await;
+}

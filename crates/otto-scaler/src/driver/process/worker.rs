@@ -1,0 +1,75 @@
+//! A worker as the driver holds it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::run_dir::RunDir;
+use crate::driver::{Observed, State, WorkerKey};
+use crate::task::Millis;
+
+/// Shared by the driver's calls, the follower, and the watch of its run directory.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) name: String,
+    pub(super) key: WorkerKey,
+    pub(super) dir: RunDir,
+    /// `None`: it is being created, and may turn out impossible.
+    seen: Mutex<Option<Seen>>,
+    /// It shall stop.
+    stop: AtomicBool,
+    woken: Notify,
+}
+
+/// What is known of it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) state: State,
+    pub(super) created_at: Millis,
+    pub(super) started_at: Option<Millis>,
+    /// Ended, no agent is left, and its output was delivered or given up: nothing happens here any more.
+    pub(super) finished: bool,
+}
+
+impl Worker {
+    pub(super) fn new(name: String, key: WorkerKey, dir: RunDir, seen: Option<Seen>) -> Self {
+        Self { name, key, dir, seen: Mutex::new(seen), stop: AtomicBool::new(false), woken: Notify::new() }
+    }
+
+    pub(super) fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As the core is told. `None`: it is being created.
+    pub(super) fn observed(&self) -> Option<Observed> {
+        let seen = self.seen().clone()?;
+        Some(Observed {
+            key: self.key.clone(),
+            name: self.name.clone(),
+            state: seen.state,
+            created_at: seen.created_at,
+            started_at: seen.started_at,
+            node_name: String::new(),
+        })
+    }
+
+    pub(super) fn request_stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Makes the follower look again.
+    pub(super) fn wake(&self) {
+        self.woken.notify_one();
+    }
+
+    /// Until [`Worker::wake`], which is remembered if nobody waits.
+    pub(super) async fn woken(&self) {
+        self.woken.notified().await;
+    }
+}
