@@ -53,6 +53,13 @@ impl<E: Into<redb::Error>> From<E> for IndexError {
     }
 }
 
+impl IndexError {
+    /// Another thread is about to open the file again after a failed write.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.0 == redb::Error::PreviousIo.to_string()
+    }
+}
+
 type Result<T> = std::result::Result<T, IndexError>;
 
 /// A sealed segment.
@@ -112,13 +119,28 @@ impl Index {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// After a failed write the engine refuses further ones until the file is opened again. Readers fail meanwhile.
+    /// After a failed write the engine refuses everything until the file is opened again. Readers wait meanwhile.
     pub(crate) fn reopen(&self) -> Result<()> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        // The file stays locked until the last reader has gone; then this is tried again.
         *database = None;
-        *database = Some(Arc::new(open_database(&self.path, self.cache_bytes)?));
-        Ok(())
+        // The file stays locked until the last reader has gone.
+        let begun = std::time::Instant::now();
+        loop {
+            match open_database(&self.path, self.cache_bytes) {
+                Ok(opened) => {
+                    *database = Some(Arc::new(opened));
+                    return Ok(());
+                }
+                Err(_) if begun.elapsed().as_secs() < 2 => std::thread::sleep(std::time::Duration::from_millis(5)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether a write of about so many bytes will find space.
+    pub(crate) fn has_space(&self, bytes: u64) -> bool {
+        let Some(directory) = self.path.parent() else { return true };
+        rustix::fs::statvfs(directory).map_or(true, |status| status.f_bavail.saturating_mul(status.f_frsize) > bytes)
     }
 
     /// The index as it is now; later changes are not seen by it.
@@ -150,25 +172,29 @@ fn open_database(path: &Path, cache_bytes: usize) -> Result<Database> {
     opened.map_err(|_| IndexError("the engine failed on this file".to_owned()))?.map_err(IndexError::from)
 }
 
+/// Makes the tables, unless they are there: then nothing is written, since the disk may be full.
 fn prepare(database: &Database) -> Result<Meta> {
+    let reader = Reader { transaction: database.begin_read()? };
+    match reader.open(META) {
+        Ok(table) => {
+            let get = |name| -> Result<Option<u64>> { Ok(table.get(name)?.map(|value| value.value())) };
+            if get("format")? != Some(INDEX_FORMAT) {
+                return Err(IndexError("written by another version".to_owned()));
+            }
+            Ok(Meta {
+                covered: get("covered")?.unwrap_or(0),
+                next_run: get("next_run")?.unwrap_or(1),
+                next_task: get("next_task")?.unwrap_or(1),
+            })
+        }
+        Err(TableError::TableDoesNotExist(_)) => make_tables(database),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn make_tables(database: &Database) -> Result<Meta> {
     let transaction = database.begin_write()?;
-    let meta = {
-        let mut table = transaction.open_table(META)?;
-        let get = |name| -> Result<Option<u64>> { Ok(table.get(name)?.map(|value| value.value())) };
-        let format = get("format")?;
-        if format.is_some_and(|format| format != INDEX_FORMAT) {
-            return Err(IndexError("written by another version".to_owned()));
-        }
-        let meta = Meta {
-            covered: get("covered")?.unwrap_or(0),
-            next_run: get("next_run")?.unwrap_or(1),
-            next_task: get("next_task")?.unwrap_or(1),
-        };
-        if format.is_none() {
-            table.insert("format", INDEX_FORMAT)?;
-        }
-        meta
-    };
+    transaction.open_table(META)?.insert("format", INDEX_FORMAT)?;
     transaction.open_table(RUNS)?;
     transaction.open_table(KEYS)?;
     transaction.open_table(TASKS)?;
@@ -182,7 +208,7 @@ fn prepare(database: &Database) -> Result<Meta> {
     transaction.open_table(SEGMENT_TASKS)?;
     transaction.open_table(SEGMENT_EVENTS)?;
     transaction.commit()?;
-    Ok(meta)
+    Ok(Meta { covered: 0, next_run: 1, next_task: 1 })
 }
 
 /// One moment of the index.

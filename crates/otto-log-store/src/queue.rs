@@ -82,15 +82,15 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job of so many bytes, or gives it back with the reason. `always`: whatever the bounds.
-    pub(crate) fn push(&self, job: Job, bytes: usize, always: bool) -> Result<(), (Job, StoreError)> {
+    /// Adds a job of so many bytes, or says why not. `always`: whatever the bounds.
+    pub(crate) fn push(&self, job: Job, bytes: usize, always: bool) -> Result<(), StoreError> {
         let mut waiting = self.lock();
         if waiting.closed {
-            return Err((job, StoreError::Closed));
+            return Err(StoreError::Closed);
         }
         let full = waiting.jobs.len() >= self.max_jobs || waiting.bytes + bytes > self.max_bytes;
         if full && !always && !waiting.jobs.is_empty() {
-            return Err((job, StoreError::Busy));
+            return Err(StoreError::Busy);
         }
         waiting.bytes += bytes;
         waiting.jobs.push_back((job, bytes));

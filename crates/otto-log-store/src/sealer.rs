@@ -23,6 +23,8 @@ const TICK: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_millis(5);
 /// How long the writer may take to seal a segment; then it is asked again at the next look.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What a write of the index may need besides the rows, bytes.
+const INDEX_SPACE: u64 = 1 << 20;
 /// After the index could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -101,18 +103,27 @@ impl Sealer {
     }
 
     fn may_try_index(&mut self) -> bool {
-        match self.index_failed {
-            None => true,
-            Some(at) if at.elapsed() < RETRY => false,
-            Some(_) => match self.shared.index.reopen() {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(%error, "the index cannot be opened yet");
-                    self.index_failed = Some(Instant::now());
-                    false
-                }
-            },
+        self.index_failed.is_none_or(|at| at.elapsed() >= RETRY)
+    }
+
+    /// Writing the index failed; it has to be opened again even for reading.
+    fn index_failed(&mut self, error: &IndexError) {
+        tracing::error!(%error, "the index cannot be written; it is tried again");
+        self.index_failed = Some(Instant::now());
+        self.shared.directory.give_reserve();
+        if let Err(error) = self.shared.index.reopen() {
+            tracing::error!(%error, "the index cannot be opened again");
         }
+    }
+
+    /// Whether the index finds the space it may need. Asked first, since a failed write costs readers a moment.
+    fn has_space(&mut self, layer: &Layer) -> bool {
+        let needed = (layer.weight as u64).saturating_mul(3).saturating_add(INDEX_SPACE);
+        if self.shared.index.has_space(needed) {
+            return true;
+        }
+        self.shared.directory.give_reserve();
+        self.shared.index.has_space(needed)
     }
 
     /// Takes all sealed segments into the index, oldest first.
@@ -123,14 +134,13 @@ impl Sealer {
                 (catalogue.frozen.front().cloned(), catalogue.frozen.len())
             };
             let Some(layer) = layer else { break };
+            if !self.has_space(&layer) {
+                self.index_failed = Some(Instant::now());
+                return;
+            }
             match self.index_layer(&layer, behind) {
                 Ok(()) => self.index_failed = None,
-                Err(error) => {
-                    tracing::error!(%error, "the index cannot be written; it is tried again");
-                    self.shared.directory.give_reserve();
-                    self.index_failed = Some(Instant::now());
-                    return;
-                }
+                Err(error) => return self.index_failed(&error),
             }
         }
     }
@@ -284,7 +294,7 @@ impl Sealer {
         let expiry = self.shared.index.reader()?.expiry(segment)?;
         let (reply, answer) = oneshot::channel();
         let job = Job::Expire(expiry.clone(), reply);
-        self.shared.queue.push(job, 0, true).map_err(|(_, error)| error)?;
+        self.shared.queue.push(job, 0, true)?;
         self.expiring = Some(Expiring { expiry, answer });
         Ok(())
     }
@@ -292,7 +302,7 @@ impl Sealer {
     /// The segment is hidden, and what outlives it is on disk elsewhere: now its bytes can go.
     fn forget(&mut self, expiry: &Expiry) -> Result<(), StoreError> {
         if let Err(error) = self.shared.index.forget_segment(expiry) {
-            self.index_failed = Some(Instant::now());
+            self.index_failed(&error);
             return Err(error.into());
         }
         if let Some(row) = self.sealed.remove(&expiry.segment) {

@@ -168,10 +168,8 @@ impl Store {
             return Err(failure);
         }
         let (reply, answer) = oneshot::channel();
-        match self.shared().queue.push(job(reply), bytes + RECORD, false) {
-            Ok(()) => Ok(answer),
-            Err((_, error)) => Err(error),
-        }
+        self.shared().queue.push(job(reply), bytes + RECORD, false)?;
+        Ok(answer)
     }
 
     async fn ask<T>(&self, bytes: usize, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, StoreError> {
@@ -181,7 +179,7 @@ impl Store {
     /// Reads the index where it may block.
     async fn look<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&Shared) -> Result<T, IndexError> + Send + 'static,
+        look: impl Fn(&Shared) -> Result<T, IndexError> + Send + 'static,
     ) -> Result<T, ReadError> {
         let shared = self.shared().clone();
         blocking(move || look(&shared)).await
@@ -256,7 +254,7 @@ impl Store {
     async fn look_at_task<T: Default + Send + 'static>(
         &self,
         task_id: &str,
-        look: impl FnOnce(&TaskSnapshot) -> Result<T, IndexError> + Send + 'static,
+        look: impl Fn(&TaskSnapshot) -> Result<T, IndexError> + Send + 'static,
     ) -> Result<T, ReadError> {
         let task_id = task_id.to_owned();
         self.look(move |shared| {
@@ -388,11 +386,20 @@ impl Store {
     }
 }
 
-/// Runs what may wait for a disk.
+/// Runs what may wait for a disk. After a failed write the index is unreadable for a moment: then it is tried again.
 pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, IndexError> + Send + 'static,
+    work: impl Fn() -> Result<T, IndexError> + Send + 'static,
 ) -> Result<T, ReadError> {
-    match tokio::task::spawn_blocking(work).await {
+    let attempts = move || {
+        for _ in 0..5 {
+            match work() {
+                Err(error) if error.is_passing() => std::thread::sleep(std::time::Duration::from_millis(50)),
+                result => return result,
+            }
+        }
+        work()
+    };
+    match tokio::task::spawn_blocking(attempts).await {
         Ok(result) => result.map_err(ReadError::from),
         Err(error) => Err(ReadError::Io(error.to_string())),
     }

@@ -118,7 +118,8 @@ impl Writer {
         self.batch.restart(place, start);
         let batch = &mut self.batch;
         let catalogue = self.shared.catalogue();
-        let mut stage = Stage::new(&catalogue, self.shared.options.clock.now_unix_nanos());
+        let now = self.shared.options.clock.now_unix_nanos();
+        let mut stage = Stage::new(&catalogue, now);
         let mut answers: Vec<Answer> = Vec::with_capacity(jobs.len());
         let mut seal = false;
         let idle = i64::try_from(self.shared.options.idle_run_age.as_nanos()).unwrap_or(i64::MAX);
@@ -138,7 +139,11 @@ impl Writer {
                 Job::Seal => seal = true,
             }
         }
-        Commit { staged: stage.finish(), answers, seal }
+        let mut staged = stage.finish();
+        if !batch.is_empty() {
+            staged.delta.stored(now);
+        }
+        Commit { staged, answers, seal }
     }
 
     /// Brings the batch to the disk.

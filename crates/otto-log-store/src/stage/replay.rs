@@ -213,7 +213,8 @@ impl Stage<'_> {
         if created && !exists && !merged {
             return self.add_run(row);
         }
-        if created {
+        if created || !exists {
+            // Where the index is built anew, this may be the first that is known of the run.
             self.delta.keys.insert(row.key.clone(), id);
         }
         match self.delta.runs.get_mut(&id) {

@@ -1,1 +1,186 @@
+//! A disk that is full, that fails, that is slow.
 
+use std::io;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use otto_log_store::{Faults, From, Health, Options, Record, Store, StoreError};
+use otto_proto::v1::worker_event::Type;
+
+use crate::support::*;
+
+/// Holds the writer before its fdatasync.
+#[derive(Default)]
+pub(crate) struct Gate {
+    shut: Mutex<bool>,
+    changed: Condvar,
+    waiting: AtomicUsize,
+}
+
+impl Gate {
+    pub(crate) fn new() -> (Arc<dyn Faults>, Arc<Self>) {
+        let gate = Arc::new(Self::default());
+        (gate.clone(), gate)
+    }
+
+    pub(crate) fn shut(&self) {
+        *self.shut.lock().unwrap() = true;
+    }
+
+    pub(crate) fn open(&self) {
+        *self.shut.lock().unwrap() = false;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn wait_until_waiting(&self) {
+        let begun = std::time::Instant::now();
+        while self.waiting.load(Ordering::SeqCst) == 0 {
+            assert!(begun.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Faults for Gate {
+    fn before_sync(&self) -> io::Result<()> {
+        let mut shut = self.shut.lock().unwrap();
+        while *shut {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            shut = self.changed.wait(shut).unwrap();
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Broken {
+    write: AtomicBool,
+    sync: AtomicBool,
+    syncs: AtomicUsize,
+}
+
+impl Faults for Broken {
+    fn before_write(&self, _bytes: u64) -> io::Result<()> {
+        if self.write.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(28)) } else { Ok(()) }
+    }
+
+    fn before_sync(&self) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        if self.sync.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_fsync_is_not_tried_again_and_the_store_must_be_opened_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Broken::default());
+    let store = Store::open(Options { faults: faults.clone(), ..options(directory.path()) }).unwrap();
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    append(&store, run, 1, 1, 10).await;
+    let mut health = store.watch_health();
+    faults.sync.store(true, Ordering::SeqCst);
+    let syncs = faults.syncs.load(Ordering::SeqCst);
+    let first = store.append(run, Record::Block(block(1, 11, 5)));
+    assert!(matches!(first.await, Err(StoreError::Failed(reason)) if reason.contains("fdatasync")));
+    health.changed().await.unwrap();
+    assert!(matches!(store.health(), Health::Failed(_)));
+    faults.sync.store(false, Ordering::SeqCst);
+    let again = store.append(run, Record::Block(block(1, 11, 5))).await;
+    assert!(matches!(again, Err(StoreError::Failed(_))));
+    assert!(matches!(store.open_run(&key("t", "x"), None).await, Err(StoreError::Failed(_))));
+    store.ready().await;
+    read(&store, run, From::Sequence(1)).await.check(1, 1, 11);
+    store.close().await;
+    assert_eq!(faults.syncs.load(Ordering::SeqCst), syncs + 1);
+    // What was written may be there or not; what was acknowledged is.
+    let store = open(directory.path());
+    let expected = store.open_run(&key("t", "w"), None).await.unwrap().expected;
+    assert!(expected == 11 || expected == 16);
+    read(&store, run, From::Sequence(1)).await.check(1, 1, expected);
+    append(&store, run, 1, expected, 5).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_for_a_while_and_readers_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Broken::default());
+    let store = Store::open(Options { faults: faults.clone(), ..options(directory.path()) }).unwrap();
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    append(&store, run, 1, 1, 10).await;
+    faults.write.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        assert_eq!(store.append(run, Record::Block(block(1, 11, 5))).await, Err(StoreError::DiskFull));
+        assert_eq!(store.put_events(vec![event("t", "1", Type::Queued)]).await, Err(StoreError::DiskFull));
+    }
+    assert_eq!(store.health(), Health::DiskFull);
+    read(&store, run, From::Sequence(1)).await.check(1, 1, 11);
+    faults.write.store(false, Ordering::SeqCst);
+    eventually("writes again", async || store.append(run, Record::Block(block(1, 11, 5))).await.ok()).await;
+    assert_eq!(store.health(), Health::Ok);
+    store.close().await;
+    let store = open(directory.path());
+    read(&store, run, From::Sequence(1)).await.check(1, 1, 16);
+    assert_eq!(store.stats().damaged, 0);
+}
+
+/// A small file system of its own. Needs to be root and allowed to mount; elsewhere the test above has to do.
+struct Mount(tempfile::TempDir);
+
+impl Mount {
+    fn new(bytes: u64) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "otto-test"])
+            .arg(directory.path())
+            .output()
+            .ok()?;
+        done.status.success().then(|| Self(directory))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_really_full_disk() {
+    let Some(mount) = Mount::new(24 << 20) else { return };
+    let directory = mount.0.path().join("store");
+    let options = || Options { segment_bytes: 1 << 20, ..options(&directory) };
+    let mut store = Store::open(options()).unwrap();
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    let gone = store.open_run(&key("gone", "w"), None).await.unwrap().id;
+    append(&store, gone, 2, 1, 100).await;
+    let ballast = mount.0.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 8 << 20]).unwrap();
+    let mut next = 1;
+    let full = loop {
+        match store.append(run, Record::Block(block(1, next, 100))).await {
+            Ok(expected) => next = expected,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full, StoreError::DiskFull);
+    assert!(next > 10_000);
+    assert_eq!(store.health(), Health::DiskFull);
+    read(&store, run, From::Sequence(1)).await.check(1, 1, next);
+    // What frees space is written all the same.
+    assert_eq!(store.delete_task("gone").await, Ok(true));
+    // It opens and serves on a full disk.
+    store.close().await;
+    store = Store::open(options()).unwrap();
+    assert_eq!(store.task("gone").await.unwrap(), None);
+    read(&store, run, From::Sequence(1)).await.check(1, 1, next);
+    std::fs::remove_file(&ballast).unwrap();
+    next = eventually("writes again", async || store.append(run, Record::Block(block(1, next, 100))).await.ok()).await;
+    assert_eq!(store.health(), Health::Ok);
+    store.close().await;
+    store = Store::open(options()).unwrap();
+    read(&store, run, From::Sequence(1)).await.check(1, 1, next);
+    assert_eq!(store.stats().damaged, 0);
+    store.close().await;
+}

@@ -1,5 +1,5 @@
 //! The store through its interface, on real files.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod basics;
 mod concurrency;

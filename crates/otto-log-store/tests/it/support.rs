@@ -7,18 +7,18 @@ use otto_log_store::{Clock, Cursor, From, Item, Options, Record, RunId, RunKey, 
 use otto_proto::block::{Attributes, Builder};
 use otto_proto::v1::{FinishRun, LogBlock, LogLevel, LogSource, WorkerEvent, log_gap::Reason, worker_event};
 
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A clock that a test moves.
 #[derive(Debug)]
-pub struct ManualClock(pub AtomicI64);
+pub(crate) struct ManualClock(pub(crate) AtomicI64);
 
 impl ManualClock {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self(AtomicI64::new(1_000_000_000_000)))
     }
 
-    pub fn advance(&self, by: Duration) {
+    pub(crate) fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_nanos() as i64, Ordering::SeqCst);
     }
 }
@@ -30,20 +30,20 @@ impl Clock for ManualClock {
 }
 
 /// Small segments, no merging unless a test wants it.
-pub fn options(directory: &Path) -> Options {
+pub(crate) fn options(directory: &Path) -> Options {
     Options { segment_bytes: 64 << 10, merge: false, ..Options::new(directory) }
 }
 
-pub fn open(directory: &Path) -> Store {
+pub(crate) fn open(directory: &Path) -> Store {
     Store::open(options(directory)).unwrap()
 }
 
-pub fn key(task: &str, worker: &str) -> RunKey {
+pub(crate) fn key(task: &str, worker: &str) -> RunKey {
     RunKey { task_id: task.into(), worker_id: worker.into(), run_id: "r1".into() }
 }
 
 /// The line with this number: its length varies, it is never the same as another's.
-pub fn line(run: u64, sequence: u64) -> Vec<u8> {
+pub(crate) fn line(run: u64, sequence: u64) -> Vec<u8> {
     let filler = (sequence.wrapping_mul(2_654_435_761) ^ run) % 90;
     let mut line = format!("run {run} line {sequence} ").into_bytes();
     line.extend((0..filler).map(|at| b'a' + ((at + sequence) % 26) as u8));
@@ -51,11 +51,11 @@ pub fn line(run: u64, sequence: u64) -> Vec<u8> {
     line
 }
 
-pub fn time_of(sequence: u64) -> i64 {
+pub(crate) fn time_of(sequence: u64) -> i64 {
     1_700_000_000_000_000_000 + sequence as i64 * 1_000
 }
 
-pub fn block(run: u64, first: u64, lines: u64) -> LogBlock {
+pub(crate) fn block(run: u64, first: u64, lines: u64) -> LogBlock {
     let mut builder = Builder::new();
     for sequence in first..first + lines {
         let level = if sequence % 10 == 0 { LogLevel::Error } else { LogLevel::Info };
@@ -71,24 +71,24 @@ pub fn block(run: u64, first: u64, lines: u64) -> LogBlock {
     builder.finish(first, (lines > 100).then_some(1)).unwrap()
 }
 
-pub async fn append(store: &Store, run: RunId, seed: u64, first: u64, lines: u64) {
+pub(crate) async fn append(store: &Store, run: RunId, seed: u64, first: u64, lines: u64) {
     assert_eq!(store.append(run, Record::Block(block(seed, first, lines))).await, Ok(first + lines));
 }
 
-pub fn finish(last_sequence: u64) -> Record {
+pub(crate) fn finish(last_sequence: u64) -> Record {
     Record::Finish(FinishRun { last_sequence, exit_code: Some(0), ..FinishRun::default() })
 }
 
 /// What a reader saw.
 #[derive(Debug, Default, PartialEq)]
-pub struct Seen {
-    pub lines: Vec<(u64, Vec<u8>)>,
-    pub gaps: Vec<(u64, u64, Reason)>,
-    pub finished: bool,
+pub(crate) struct Seen {
+    pub(crate) lines: Vec<(u64, Vec<u8>)>,
+    pub(crate) gaps: Vec<(u64, u64, Reason)>,
+    pub(crate) finished: bool,
 }
 
 impl Seen {
-    pub fn add(&mut self, item: Item) {
+    pub(crate) fn add(&mut self, item: Item) {
         match item {
             Item::Block(block) => {
                 for line in block.lines() {
@@ -104,7 +104,7 @@ impl Seen {
     }
 
     /// Every line is the one that was written under its number; lines and gaps together leave no hole.
-    pub fn check(&self, seed: u64, from: u64, end: u64) {
+    pub(crate) fn check(&self, seed: u64, from: u64, end: u64) {
         let mut next = from;
         let mut gaps = self.gaps.iter().peekable();
         for (sequence, bytes) in &self.lines {
@@ -127,7 +127,7 @@ impl Seen {
 }
 
 /// Everything that is there now.
-pub async fn drain(cursor: &mut Cursor) -> Seen {
+pub(crate) async fn drain(cursor: &mut Cursor) -> Seen {
     let mut seen = Seen::default();
     while let Some(item) = cursor.next().await.unwrap() {
         seen.add(item);
@@ -135,11 +135,11 @@ pub async fn drain(cursor: &mut Cursor) -> Seen {
     seen
 }
 
-pub async fn read(store: &Store, run: RunId, from: From) -> Seen {
+pub(crate) async fn read(store: &Store, run: RunId, from: From) -> Seen {
     drain(&mut store.cursor(run, from)).await
 }
 
-pub fn event(task: &str, id: &str, kind: worker_event::Type) -> WorkerEvent {
+pub(crate) fn event(task: &str, id: &str, kind: worker_event::Type) -> WorkerEvent {
     WorkerEvent {
         event_id: id.into(),
         task_id: task.into(),
@@ -150,7 +150,7 @@ pub fn event(task: &str, id: &str, kind: worker_event::Type) -> WorkerEvent {
 }
 
 /// Waits for a state.
-pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(value) = probe().await {
@@ -162,7 +162,7 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
 }
 
 /// Names of the segment files.
-pub fn segment_files(directory: &Path) -> Vec<String> {
+pub(crate) fn segment_files(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(directory.join("segments"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
