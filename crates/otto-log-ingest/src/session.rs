@@ -21,7 +21,7 @@ pub(crate) mod writer;
 
 use std::sync::Arc;
 
-use otto_log_store::Store;
+use otto_log_store::{RunKey, Store};
 use otto_proto::v1::LoggingConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,5 +54,19 @@ impl Context {
             max_message_size: i32::try_from(self.limits.max_line_bytes.as_u64()).unwrap_or(i32::MAX),
             include_metadata: true,
         }
+    }
+}
+
+/// Names the run in the session's span.
+pub(crate) trait NameSpan {
+    fn name_span(&self);
+}
+
+impl NameSpan for RunKey {
+    fn name_span(&self) {
+        let span = tracing::Span::current();
+        span.record("task_id", self.task_id.as_str());
+        span.record("worker_id", self.worker_id.as_str());
+        span.record("run_id", self.run_id.as_str());
     }
 }

@@ -128,7 +128,7 @@ pub struct Limits {
     pub max_readers: u32,
 
     /// Memory for the blocks of one reading that merges many workers; with more, lines are merged less finely.
-    #[arg(long, env = "OTTO_READER_BYTES", value_name = "SIZE", default_value = "16MiB")]
+    #[arg(long, env = "OTTO_READER_BYTES", value_name = "SIZE", default_value = "32MiB")]
     pub reader_bytes: ByteSize,
 
     /// Bytes of one stream that may wait to be written; then it is not read.

@@ -17,6 +17,9 @@ use super::head::Head;
 use super::request::Matcher;
 use super::token::{Position, check_of};
 
+/// What a cursor of the store reads ahead at most, bytes.
+const READ_AHEAD: u64 = 1 << 20;
+
 /// What comes next.
 pub(super) enum Next {
     Line(LogLine),
@@ -56,6 +59,8 @@ struct Source {
     end: u64,
     /// Time of what was shown last; never falls.
     time: i64,
+    /// What its cursor may have read ahead, bytes.
+    ahead: usize,
     /// The block that is being read shall be shown as a whole.
     whole: bool,
     state: State,
@@ -114,6 +119,7 @@ impl Merge {
             next,
             end,
             time: i64::MIN,
+            ahead: usize::try_from(run.bytes.min(READ_AHEAD)).unwrap_or(usize::MAX),
             whole: false,
             state: if matches!(start, Start::Done) { State::Done } else { State::Away },
         });
@@ -222,7 +228,7 @@ impl Merge {
                         }
                     }
                     None => {
-                        self.bytes -= head.bytes().min(self.bytes);
+                        self.bytes -= (head.bytes() + source.ahead).min(self.bytes);
                         self.ready.pop();
                         source.whole = false;
                         let (cursor, _) = *lines;
@@ -328,7 +334,7 @@ impl Merge {
                     }
                     Some(head) => {
                         source.time = source.time.max(head.time().unwrap_or(i64::MIN));
-                        let bytes = head.bytes();
+                        let bytes = head.bytes() + source.ahead;
                         if source.whole {
                             self.bytes += bytes;
                             source.state = State::Lines(Box::new((cursor, head)));

@@ -18,7 +18,7 @@ use super::entries::sleep_until;
 use super::numbering::{Holes, Place, place, tail};
 use super::outbox::{self, Answer, Outbox};
 use super::writer::{Settled, Submission, What, Writer};
-use super::{Context, End};
+use super::{Context, End, NameSpan};
 use crate::metrics::Retry;
 use crate::registry::Session;
 
@@ -100,13 +100,8 @@ where
         }
     };
     let (session, run) = enter(context, &open).await?;
-    tracing::debug!(
-        task_id = run.key.task_id,
-        worker_id = run.key.worker_id,
-        run_id = run.key.run_id,
-        expected = run.expected,
-        "stream of batches began"
-    );
+    run.key.name_span();
+    tracing::debug!(expected = run.expected, "stream of batches began");
     let finished = run.finish.is_some();
     let mut expected = run.expected;
     if open.first_available > expected && !finished {

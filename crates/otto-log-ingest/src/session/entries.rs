@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::assembler::{Assembler, BLOCK_BYTES, Note, check_ids};
 use super::outbox::{Answer, Outbox, Reply, step};
 use super::writer::{Settled, What, Writer};
-use super::{Context, End, assembler};
+use super::{Context, End, NameSpan, assembler};
 use crate::metrics::{Dropped, Retry};
 use crate::registry::Session;
 
@@ -106,7 +106,8 @@ where
         worker_id: first.worker_id.clone(),
         numbered: first.sequence.is_some(),
     };
-    tracing::debug!(task_id = stream.task_id, worker_id = stream.worker_id, run = run.0, "stream of entries began");
+    state.key.name_span();
+    tracing::debug!("stream of entries began");
     let max_line_bytes = context.limits.max_line_bytes.as_usize();
     let mut entries = Entries {
         context,
