@@ -100,7 +100,10 @@ async fn throughput(store: &Store, blocks: u64, lines: u64, runs: u64) -> Result
                     let mut append = store.append(run, Record::Block(block.clone()));
                     match futures::poll!(&mut append) {
                         std::task::Poll::Ready(Err(StoreError::Busy)) => store.ready().await,
-                        std::task::Poll::Ready(result) => break drop(result?),
+                        std::task::Poll::Ready(result) => {
+                            result?;
+                            break;
+                        }
                         std::task::Poll::Pending => break under_way.push_back(append),
                     }
                 }

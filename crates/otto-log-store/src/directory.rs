@@ -64,24 +64,27 @@ impl Directory {
         self.root.join("index.redb")
     }
 
-    /// Takes the reserve if it was given back and there is space; says whether it is there.
+    /// Takes the reserve if it was given back, or as much of it as there is space for; says whether it is whole.
     pub(crate) fn take_reserve(&self) -> bool {
         let path = self.root.join(RESERVE_FILE);
-        let taken = (|| -> io::Result<()> {
+        let take = |bytes: u64| -> io::Result<()> {
             let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o640).open(&path)?;
-            if file.metadata()?.len() < RESERVE {
-                match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, RESERVE) {
+            if file.metadata()?.len() < bytes {
+                match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
                     // Where space cannot be reserved there is no reserve.
                     Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
                     result => result?,
                 }
             }
             Ok(())
-        })();
-        if taken.is_err() {
-            let _ = std::fs::remove_file(&path);
+        };
+        for part in [1, 2, 4, 8] {
+            match take(RESERVE / part) {
+                Err(error) if is_no_space(&error) => {}
+                _ => return part == 1,
+            }
         }
-        !taken.is_err_and(|error| is_no_space(&error))
+        false
     }
 
     /// Lets the next process have the directory.

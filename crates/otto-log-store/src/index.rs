@@ -1,16 +1,21 @@
 //! The index of sealed segments: runs, tasks, events, and where blocks are. Everything in it can be made again from the
 //! segments; it is written once per sealed segment, in one transaction.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use otto_proto::v1::WorkerEvent;
 use prost::Message;
 use redb::{
-    Database, Range, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    TableError,
+    Database, Range, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
+    TableDefinition, TableError,
 };
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::layer::Layer;
 use crate::rows::{ENTRY_BYTES, Entry, RunRow, TaskRow};
@@ -122,19 +127,22 @@ impl Index {
     /// After a failed write the engine refuses everything until the file is opened again. Readers wait meanwhile.
     pub(crate) fn reopen(&self) -> Result<()> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        *database = None;
-        // The file stays locked until the last reader has gone.
+        // What readers hold ends in a moment; two engines must not have the file.
         let begun = std::time::Instant::now();
-        loop {
-            match open_database(&self.path, self.cache_bytes) {
-                Ok(opened) => {
-                    *database = Some(Arc::new(opened));
-                    return Ok(());
+        while let Some(handle) = database.take() {
+            match Arc::try_unwrap(handle) {
+                Ok(old) => drop(old),
+                Err(handle) => {
+                    *database = Some(handle);
+                    if begun.elapsed().as_secs() >= 2 {
+                        return Err(IndexError("it is in use".to_owned()));
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(1));
                 }
-                Err(_) if begun.elapsed().as_secs() < 2 => std::thread::sleep(std::time::Duration::from_millis(5)),
-                Err(error) => return Err(error),
             }
         }
+        *database = Some(Arc::new(open_database(&self.path, self.cache_bytes)?));
+        Ok(())
     }
 
     /// Whether a write of about so many bytes will find space.
@@ -167,9 +175,46 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn open_database(path: &Path, cache_bytes: usize) -> Result<Database> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o640).open(path);
+    let file = file.map_err(|error| IndexError(error.to_string()))?;
     // A file damaged in a way the engine did not foresee must not end the process.
-    let opened = std::panic::catch_unwind(|| Database::builder().set_cache_size(cache_bytes).create(path));
+    let opened =
+        std::panic::catch_unwind(|| Database::builder().set_cache_size(cache_bytes).create_with_backend(Space(file)));
     opened.map_err(|_| IndexError("the engine failed on this file".to_owned()))?.map_err(IndexError::from)
+}
+
+/// The index file. Its length is never more than the space it has, so that a full disk is noticed when it grows, and not
+/// in the midst of a change. The data directory's lock keeps other processes from it.
+#[derive(Debug)]
+struct Space(File);
+
+impl StorageBackend for Space {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let now = self.0.metadata()?.len();
+        if len <= now {
+            return self.0.set_len(len);
+        }
+        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), now, len - now) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.0.set_len(len),
+            result => Ok(result?),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
 }
 
 /// Makes the tables, unless they are there: then nothing is written, since the disk may be full.

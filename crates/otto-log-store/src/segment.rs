@@ -37,6 +37,8 @@ pub(crate) struct ActiveFile {
     pub(crate) end: u64,
     allocated: u64,
     can_allocate: bool,
+    /// No more space is taken than is needed: the disk is full.
+    pub(crate) sparing: bool,
 }
 
 impl ActiveFile {
@@ -62,7 +64,7 @@ impl ActiveFile {
 
     /// Goes on with a segment whose valid part ends at `end`; the caller has cut off the rest.
     pub(crate) fn resume(place: Place, file: File, end: u64) -> Self {
-        Self { place, file: Arc::new(file), end, allocated: end, can_allocate: true }
+        Self { place, file: Arc::new(file), end, allocated: end, can_allocate: true, sparing: false }
     }
 
     /// Writes a commit and waits until it is on disk: one fdatasync. After an error that is not
@@ -95,7 +97,8 @@ impl ActiveFile {
         if need <= self.allocated || !self.can_allocate {
             return Ok(());
         }
-        for target in [need.next_multiple_of(STEP), need] {
+        let step = if self.sparing { need } else { need.next_multiple_of(STEP) };
+        for target in [step, need] {
             let from = self.allocated;
             match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), from, target - from) {
                 Ok(()) => {

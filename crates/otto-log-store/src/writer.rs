@@ -77,8 +77,14 @@ impl Writer {
         let commit = self.stage(jobs);
         let result = match self.write() {
             Err(WriteError::NoSpace) if frees_space => {
+                self.disk_full = true;
                 self.shared.directory.give_reserve();
-                self.write()
+                let result = self.write();
+                // What is left of it is kept for the next time.
+                if result.is_ok() && !self.shared.directory.take_reserve() {
+                    let _ = self.failed(WriteError::NoSpace);
+                }
+                result
             }
             result => result,
         };
@@ -170,6 +176,7 @@ impl Writer {
                 self.active.insert(made)
             }
         };
+        active.sparing = self.disk_full;
         let took = active.commit(&self.batch, &*shared.options.faults)?;
         let counters = &shared.counters;
         add(&counters.records, self.batch.records());
