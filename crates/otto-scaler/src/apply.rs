@@ -73,6 +73,7 @@ pub(crate) enum Reason {
 
 /// What is to be done with an event.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "taken apart where it is made")]
 pub(crate) enum Decision {
     /// Write this record (its version is the next one).
     Put {

@@ -10,6 +10,7 @@ use otto_service::{auth, grpc};
 
 use crate::apply::Defaults;
 use crate::controller::Options;
+use crate::driver::process;
 use crate::inbox::redis;
 use crate::inbox::redis::keys::EventStart;
 use crate::inbox::redis::link::Url;
@@ -53,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) limits: LimitArgs,
     #[command(flatten)]
     pub(crate) work: WorkArgs,
+    #[command(flatten)]
+    pub(crate) process: process::Settings,
     #[command(flatten)]
     pub(crate) grpc: grpc::Limits,
 }
@@ -267,9 +270,18 @@ impl Config {
         })
     }
 
-    /// The agent's program.
-    pub(crate) fn worker_binary(&self) -> PathBuf {
-        self.work.worker_binary.clone().or_else(|| sibling("otto-worker")).unwrap_or_else(|| "otto-worker".into())
+    /// What the process driver goes by.
+    pub(crate) fn process(&self) -> process::Options {
+        let beside = || sibling("otto-worker").unwrap_or_else(|| "otto-worker".into());
+        process::Options {
+            data_dir: self.data_dir.clone(),
+            worker_binary: self.work.worker_binary.clone().unwrap_or_else(beside),
+            worker_args: self.process.worker_arg.clone(),
+            log_server: self.log_server.clone(),
+            auth_token_file: self.auth.auth_token_file.clone(),
+            stop_grace: self.work.grace,
+            drain_limit: self.process.drain_limit,
+        }
     }
 }
 

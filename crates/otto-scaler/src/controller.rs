@@ -196,6 +196,8 @@ pub(crate) struct Controller {
     driver_listed: drive::Listed,
     store_backoff: Backoff,
     probe_at: Option<Millis>,
+    /// The store could not be read at the start: callers are told instead of kept waiting.
+    load_failed: bool,
 }
 
 /// A controller and its handle. `stop` ends the loop; `loaded` is set when the store has been read.
@@ -237,6 +239,7 @@ pub(crate) fn new(
         driver_listed: drive::Listed::default(),
         store_backoff: keep::backoff(),
         probe_at: None,
+        load_failed: false,
     };
     (controller, handle, health_seen)
 }
@@ -269,7 +272,9 @@ impl Controller {
                         self.observed(change);
                     }
                 }
-                Some(command) = self.commands.recv(), if self.under_way < UNDER_WAY => self.command(command),
+                Some(command) = self.commands.recv(), if self.under_way < UNDER_WAY && (loaded || self.load_failed) => {
+                    self.command(command);
+                }
                 () = tokio::time::sleep_until(timer.unwrap_or_else(tokio::time::Instant::now)), if timer.is_some() => {
                     self.timers_due();
                 }
@@ -334,4 +339,4 @@ const PROBE: &str = "probe";
 const LOAD: &str = "load";
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

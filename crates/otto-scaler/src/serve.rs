@@ -23,6 +23,7 @@ use crate::config::{Config, DriverKind};
 use crate::controller::board::Board;
 use crate::controller::{self, Health};
 use crate::driver::Driver;
+use crate::driver::process::ProcessDriver;
 use crate::grpc::scaler::Scaler;
 use crate::grpc::tasks::Tasks;
 use crate::inbox::DeadLetters;
@@ -38,6 +39,9 @@ use crate::worker_events::{self, Sink};
 const SCALER: &str = "ottoscaler.v1.OttoscalerService";
 const TASKS: &str = "ottoscaler.v1.TaskService";
 const INBOX: &str = "ottoscaler.v1.Inbox";
+
+/// The ready file waits so long for everything to be well.
+const READY_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A part of the program: its name, and how it ended.
 type Part = (&'static str, anyhow::Result<()>);
@@ -69,7 +73,15 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             Arc::new(tokio::task::spawn_blocking(move || EmbeddedStore::open(&data_dir)).await??)
         }
     };
-    let driver = driver(&config)?;
+    let stop_driver = CancellationToken::new();
+    let process = match config.driver {
+        DriverKind::Process => {
+            let (options, stop) = (config.process(), stop_driver.clone());
+            Arc::new(tokio::task::spawn_blocking(move || ProcessDriver::open(options, stop)).await??)
+        }
+        DriverKind::Kubernetes => anyhow::bail!("--driver kubernetes: not in this build yet; accepted: process"),
+    };
+    let driver: Arc<dyn Driver> = Arc::clone(&process) as Arc<dyn Driver>;
     let channel = Endpoint::new(&config.log_server, &config.auth.client()).context("--log-server")?.connect_lazy();
     let mut sinks: Vec<Arc<dyn Sink>> = vec![Arc::new(LogServer::new(channel))];
     if let Some(redis) = &redis {
@@ -93,7 +105,10 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     for carrier in carriers {
         let (board, driver) = (Arc::clone(&board), Arc::clone(&driver));
         let (loaded, stop) = (loaded.clone(), stop_carriers.clone());
-        back.spawn(async move { ("worker events", Ok(carrier.run(board, driver, loaded, stop).await)) });
+        back.spawn(async move {
+            carrier.run(board, driver, loaded, stop).await;
+            ("worker events", Ok(()))
+        });
     }
     let mut core = JoinSet::<Part>::new();
     core.spawn(async move { ("controller", controller.run().await) });
@@ -132,6 +147,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
                 .send_compressed(zstd),
         );
     let inbox = redis.map(|redis| redis.inbox(Arc::new((handle, publisher)), metrics));
+    let ready = all_ready(health.clone(), inbox.as_ref().map(|inbox| inbox.health()));
     let truth = Truth {
         reporter: server.health(),
         store: admin.readiness("task store"),
@@ -149,7 +165,10 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     });
     if let Some(inbox) = inbox {
         let stop = drain.token();
-        front.spawn(async move { ("event stream", Ok(inbox.run(stop).await)) });
+        front.spawn(async move {
+            inbox.run(stop).await;
+            ("event stream", Ok(()))
+        });
     }
     front.spawn({
         let drain = drain.clone();
@@ -160,6 +179,8 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         async move { ("admin server", admin.serve(admin_listener, drain).await) }
     });
     if let Some(path) = &config.ready_file {
+        // What is well is ready in a moment; a store that is away is reported by health checks, not by silence.
+        let _ = tokio::time::timeout(READY_WITHIN, ready).await;
         write_ready_file(path, grpc_addr, admin_addr)?;
     }
     tracing::info!(
@@ -182,6 +203,8 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     rest(&mut core).await;
     stop_carriers.cancel();
     rest(&mut back).await;
+    stop_driver.cancel();
+    process.closed().await;
     failure.map_or(Ok(()), Err)
 }
 
@@ -204,15 +227,6 @@ async fn rest(parts: &mut JoinSet<Part>) {
     }
 }
 
-fn driver(config: &Config) -> anyhow::Result<Arc<dyn Driver>> {
-    match config.driver {
-        DriverKind::Process => anyhow::bail!("--driver process: not in this build yet"),
-        DriverKind::Kubernetes => {
-            anyhow::bail!("--driver kubernetes: not in this build yet; accepted: process")
-        }
-    }
-}
-
 /// Makes the data directory this process's own, for as long as the lock is held.
 fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
     let shown = data_dir.display();
@@ -230,7 +244,7 @@ fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
-            anyhow::bail!("the data directory {shown} (--data-dir) is in use by another otto-scaler")
+            anyhow::bail!("the data directory {shown} (--data-dir) is in use by another process")
         }
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock the data directory {shown} (--data-dir)"))
@@ -245,6 +259,14 @@ fn write_ready_file(path: &Path, grpc_addr: SocketAddr, admin_addr: SocketAddr) 
     std::fs::write(&temporary, text)
         .and_then(|()| std::fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {} (--ready-file)", path.display()))
+}
+
+async fn all_ready(mut health: watch::Receiver<Health>, inbox: Option<watch::Receiver<link::Health>>) {
+    // A part that ended is noticed elsewhere.
+    let _ = health.wait_for(|health| health.store && health.driver).await;
+    if let Some(mut inbox) = inbox {
+        let _ = inbox.wait_for(|health| *health == link::Health::Serving).await;
+    }
 }
 
 /// Says what can do its work: to gRPC health checks and to `/readyz`.

@@ -236,3 +236,6 @@ impl Carrier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

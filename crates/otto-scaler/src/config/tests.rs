@@ -42,7 +42,7 @@ fn the_names_that_scripts_rely_on() {
     let options = config.options().unwrap();
     assert_eq!(options.limits, Limits { total: Some(7), per_repository: None, per_task: None });
     assert_eq!((options.defaults.retention, options.defaults.command), (2 * 86_400_000, vec!["make".to_owned()]));
-    assert_eq!(config.worker_binary(), PathBuf::from("/bin/otto-worker"));
+    assert_eq!(config.process().worker_binary, PathBuf::from("/bin/otto-worker"));
     assert!(config.redis.options(config.limits.record_retention).unwrap().is_some());
     assert!(parse(&[]).unwrap().redis.options(Duration::from_secs(60)).unwrap().is_none());
 }

@@ -33,7 +33,7 @@ impl Board {
     }
 
     /// Shows a task as it is now.
-    pub(super) fn show(&self, record: Arc<Record>) {
+    pub(crate) fn show(&self, record: Arc<Record>) {
         let mut tasks = self.tasks.write().unwrap_or_else(PoisonError::into_inner);
         let position = (record.created_at, record.task_id.clone());
         let live = !record.phase.is_terminal();

@@ -65,7 +65,7 @@ pub(super) enum Why {
 pub(super) enum Kept {
     Loaded(Result<Vec<Record>, StoreError>),
     Written { task_id: String, record: Arc<Record>, why: Why, result: Result<(), StoreError> },
-    Read { task_id: String, waiter: Option<(Waiter, u32)>, result: Result<Option<Record>, StoreError> },
+    Read { task_id: String, waiter: Option<(Waiter, u32)>, result: Result<Option<Arc<Record>>, StoreError> },
     Acknowledged { applied: Box<Applied>, reply: ApplyReply, result: Result<(), StoreError> },
     Removed { task_id: String, result: Result<(), StoreError> },
     Pinged(Result<(), StoreError>),
@@ -219,7 +219,7 @@ impl Controller {
         task.busy = true;
         let (store, task_id) = (Arc::clone(&self.store), task_id.to_owned());
         let call = async move {
-            let result = within(DEADLINE, store.get(&task_id)).await;
+            let result = within(DEADLINE, store.get(&task_id)).await.map(|record| record.map(Arc::new));
             Kept::Read { task_id, waiter, result }
         };
         self.keeping.push(call.boxed());
@@ -340,7 +340,7 @@ impl Controller {
         task_id: &str,
         task: &mut Task,
         waiter: Option<(Waiter, u32)>,
-        result: Result<Option<Record>, StoreError>,
+        result: Result<Option<Arc<Record>>, StoreError>,
     ) {
         match (result, waiter) {
             (Ok(record), waiter) => {
@@ -348,9 +348,9 @@ impl Controller {
                 task.uncertain = false;
                 match record {
                     Some(record) => {
-                        let newer = task.stored.as_ref().is_none_or(|stored| **stored != record);
+                        let newer = task.stored.as_ref().is_none_or(|stored| *stored != record);
                         if newer {
-                            self.stored(task_id, task, Some(Arc::new(record)));
+                            self.stored(task_id, task, Some(record));
                         }
                     }
                     None => {
@@ -452,6 +452,7 @@ impl Controller {
             Ok(records) => records,
             Err(error) => {
                 self.metrics.store_errors.inc();
+                self.load_failed = true;
                 let wait = self.store_backoff.next();
                 tracing::error!(%error, retry_in = ?wait, "the task store cannot be read; no event is taken until it can");
                 self.chore_at(LOAD, self.clock.now() + i64::try_from(wait.as_millis()).unwrap_or(1_000));

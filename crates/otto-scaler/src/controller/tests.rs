@@ -8,13 +8,15 @@ use rand::rngs::StdRng;
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 
-use self::fakes::{MemoryDriver, MemoryStore, Mood, key, outcome};
+use self::fakes::{MemoryStore, Mood, key, outcome};
 use super::*;
 use crate::driver::{DriverError, State};
 use crate::event::{Direction, GivenSpec};
 use crate::task::{Class, EntryId, Phase, WorkerPhase};
 
 mod fakes;
+
+pub(crate) use fakes::MemoryDriver;
 
 /// A controller that runs, and what it runs on.
 struct Fixture {

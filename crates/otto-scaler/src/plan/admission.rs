@@ -56,6 +56,7 @@ impl Admission {
     }
 
     /// Live workers (and creations under way).
+    #[cfg(test)]
     pub(crate) fn taken(&self) -> usize {
         self.taken
     }

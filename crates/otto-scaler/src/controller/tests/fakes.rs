@@ -144,7 +144,7 @@ impl TaskStore for MemoryStore {
 pub(super) type Refusal = Box<dyn Fn(&WorkerKey) -> Option<DriverError> + Send + Sync>;
 
 #[derive(Default)]
-pub(super) struct MemoryDriver {
+pub(crate) struct MemoryDriver {
     pub(super) workers: Mutex<BTreeMap<WorkerKey, Observed>>,
     pub(super) created: Mutex<Vec<WorkerKey>>,
     pub(super) stops: Mutex<Vec<WorkerKey>>,

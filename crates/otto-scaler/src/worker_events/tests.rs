@@ -1,0 +1,132 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures::FutureExt;
+
+use super::*;
+use crate::apply::{Decision, Defaults, apply};
+use crate::controller::tests::MemoryDriver;
+use crate::event::{Direction, GivenSpec, ScaleEvent};
+use crate::task::Record;
+
+/// Fails as often as it is told to, and remembers what it took.
+#[derive(Default)]
+struct Shelf {
+    failures: AtomicU32,
+    taken: Mutex<Vec<String>>,
+}
+
+impl Sink for Shelf {
+    fn name(&self) -> &'static str {
+        "shelf"
+    }
+
+    fn publish<'a>(&'a self, events: &'a [Arc<WorkerEvent>]) -> BoxFuture<'a, anyhow::Result<()>> {
+        assert!(!events.is_empty() && events.len() <= BATCH);
+        let fails =
+            self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if !fails {
+            self.taken.lock().unwrap().extend(events.iter().map(|event| event.event_id.clone()));
+        }
+        std::future::ready(if fails { Err(anyhow::anyhow!("away")) } else { Ok(()) }).boxed()
+    }
+}
+
+struct Fixture {
+    shelf: Arc<Shelf>,
+    publisher: Publisher,
+    board: Arc<Board>,
+    loaded: CancellationToken,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+}
+
+fn start(failures: u32) -> Fixture {
+    let shelf = Arc::new(Shelf { failures: failures.into(), ..Shelf::default() });
+    let metrics = Metrics::default();
+    let (publisher, mut carriers) = new(vec![Arc::clone(&shelf) as Arc<dyn Sink>], &metrics);
+    let board = Arc::new(Board::new(metrics));
+    let (loaded, stop) = (CancellationToken::new(), CancellationToken::new());
+    let driver = Arc::new(MemoryDriver::default());
+    let carrier = carriers.remove(0);
+    let running = tokio::spawn(carrier.run(Arc::clone(&board), driver, loaded.clone(), stop.clone()));
+    Fixture { shelf, publisher, board, loaded, stop, running }
+}
+
+fn numbered(from: u32, to: u32) -> Vec<WorkerEvent> {
+    (from..to).map(|number| WorkerEvent { event_id: format!("{number:06}"), ..WorkerEvent::default() }).collect()
+}
+
+fn record(task_id: &str) -> Record {
+    let event = ScaleEvent {
+        task_id: task_id.to_owned(),
+        direction: Direction::Up,
+        count: 0,
+        spec: GivenSpec::default(),
+        entry: None,
+    };
+    let defaults = Defaults {
+        image: String::new(),
+        command: vec!["true".into()],
+        timeout_seconds: 0,
+        max_attempts: 1,
+        max_count: 1,
+        retention: 1,
+    };
+    match apply(None, &event, &defaults, 5) {
+        Decision::Put { record, .. } => record,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn until(fixture: &Fixture, count: usize) -> Vec<String> {
+    for _ in 0..100_000 {
+        let taken = fixture.shelf.taken.lock().unwrap().clone();
+        if taken.len() >= count {
+            return taken;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("only {} of {count}", fixture.shelf.taken.lock().unwrap().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_order_once_whatever_fails() {
+    let f = start(3);
+    let mut watcher = f.publisher.watch();
+    for part in 0..50 {
+        f.publisher.publish(numbered(part * 100, (part + 1) * 100));
+        tokio::task::yield_now().await;
+    }
+    let taken = until(&f, 5_000).await;
+    assert_eq!(taken.len(), 5_000);
+    assert!(taken.is_sorted());
+    // A watcher that did not read skips, and knows how many.
+    let skipped = watcher.recv().await;
+    assert!(matches!(skipped, Err(broadcast::error::RecvError::Lagged(904))), "{skipped:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_did_not_fit_is_derived_again() {
+    let f = start(20);
+    f.board.show(Arc::new(record("a")));
+    f.loaded.cancel();
+    f.publisher.publish(numbered(0, 30_000));
+    // The queue's worth, and everything that the records tell.
+    let taken = until(&f, QUEUE + 2).await;
+    let told: Vec<_> = taken.iter().filter(|id| id.starts_with("a/")).collect();
+    assert!(told.len() >= 2, "{told:?}");
+    assert!(told[0].ends_with("TYPE_QUEUED") && told[1].ends_with("TYPE_TASK_ENDED/succeeded"), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_gives_one_last_try() {
+    let f = start(0);
+    f.publisher.publish(numbered(0, 2_500));
+    f.stop.cancel();
+    f.running.await.unwrap();
+    assert_eq!(f.shelf.taken.lock().unwrap().len(), 2_500);
+    let f = start(u32::MAX);
+    f.publisher.publish(numbered(0, 10));
+    f.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), f.running).await.unwrap().unwrap();
+}
