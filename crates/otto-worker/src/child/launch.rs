@@ -1,0 +1,185 @@
+//! Starts the job.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, getpid, getppid};
+
+/// The job's process, leader of a group of its own, and the read ends of its output.
+pub(crate) struct Job {
+    pub(crate) pid: Pid,
+    pub(crate) outputs: [OwnedFd; 2],
+}
+
+/// Why there is no job.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    /// Exit code 127, as of a shell.
+    #[error("{0}")]
+    NotFound(String),
+    /// Exit code 126, as of a shell.
+    #[error("{0}")]
+    NotExecutable(String),
+    /// Not the program's fault.
+    #[error("{0}")]
+    System(String),
+}
+
+/// The start mark: written by the job's process itself before its first instruction, so that it names that process
+/// however soon we are killed.
+pub(crate) struct Mark {
+    pub(crate) file: File,
+    /// JSON up to the pid, which with `}` completes it.
+    pub(crate) prefix: Vec<u8>,
+}
+
+/// What has to be true of this process before it has children: it takes over their orphans, and neither it nor they
+/// gain privileges by a setuid program.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn prepare() -> anyhow::Result<()> {
+    rustix::process::set_child_subreaper(Some(getpid())).context("becoming a subreaper")?;
+    // Of this thread, which starts the job.
+    rustix::thread::set_no_new_privs(true).context("setting no-new-privileges")
+}
+
+/// The job's environment: ours without the agent's own settings (every `OTTO_` variable except `OTTO_JOB_`), with `set`.
+pub(crate) fn environment(
+    ours: impl Iterator<Item = (OsString, OsString)>,
+    set: &[(&str, &str)],
+) -> Vec<(OsString, OsString)> {
+    let of_agent = |name: &OsStr| {
+        let name = name.as_bytes();
+        name.starts_with(b"OTTO_") && !name.starts_with(b"OTTO_JOB_")
+    };
+    let mut kept: Vec<_> = ours.filter(|(name, _)| !of_agent(name)).collect();
+    for (name, value) in set {
+        kept.retain(|(other, _)| other != name);
+        kept.push(((*name).into(), (*value).into()));
+    }
+    kept
+}
+
+/// Starts `command` (found by the `PATH` of its environment) with pipes of `pipe_bytes`. Must be called by the main
+/// thread: the job is killed when the thread that started it ends.
+///
+/// # Errors
+/// [`LaunchError`], worded for people.
+#[allow(unsafe_code)]
+pub(crate) fn launch(
+    command: &[OsString],
+    environment: Vec<(OsString, OsString)>,
+    mark: Option<Mark>,
+    pipe_bytes: usize,
+) -> Result<Job, LaunchError> {
+    let (program, arguments) =
+        command.split_first().ok_or_else(|| LaunchError::NotFound("there is no COMMAND to run".to_owned()))?;
+    // A job in the background of a terminal would be stopped by its first read.
+    let stdin = if io::stdin().is_terminal() { Stdio::null() } else { Stdio::inherit() };
+    let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+    let mut process = Command::new(program);
+    process
+        .args(arguments)
+        .env_clear()
+        .envs(environment)
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let agent = getpid();
+    let before_first_instruction = move || {
+        // An agent killed by -9 takes the job with it; whoever drains the spool ends the rest of its group.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if getppid() != Some(agent) {
+            return Err(Errno::SRCH.into());
+        }
+        if let Some(mark) = &mark {
+            write_mark(mark)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls that are async-signal-safe are made (prctl, getppid, getpid,
+    // write), on memory made before the fork; nothing is allocated and no lock is taken.
+    unsafe { process.pre_exec(before_first_instruction) };
+    let mut child = process.spawn().map_err(|error| explain(program, path.as_deref(), &error))?;
+    let missing = || LaunchError::System("the job has no pid or no pipes".to_owned());
+    let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(missing)?;
+    let stdout = OwnedFd::from(child.stdout.take().ok_or_else(missing)?);
+    let stderr = OwnedFd::from(child.stderr.take().ok_or_else(missing)?);
+    for fd in [&stdout, &stderr] {
+        // Fewer, larger reads; where the user's share of pipes is used up, it stays as it is.
+        let _ = rustix::pipe::fcntl_setpipe_size(fd, pipe_bytes);
+    }
+    Ok(Job { pid, outputs: [stdout, stderr] })
+}
+
+/// Without allocating: this runs between fork and exec.
+fn write_mark(mark: &Mark) -> io::Result<()> {
+    let mut digits = [0u8; 12];
+    let mut at = digits.len();
+    let mut rest = getpid().as_raw_nonzero().get().unsigned_abs();
+    at -= 1;
+    digits[at] = b'}';
+    while rest > 0 {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    for part in [&mark.prefix[..], &digits[at..]] {
+        if rustix::io::write(&mark.file, part)? != part.len() {
+            return Err(Errno::NOSPC.into());
+        }
+    }
+    Ok(())
+}
+
+fn explain(program: &OsStr, path: Option<&OsStr>, error: &io::Error) -> LaunchError {
+    let name = program.to_string_lossy();
+    let is_path = program.as_bytes().contains(&b'/');
+    match error.kind() {
+        ErrorKind::NotFound if is_path && Path::new(program).exists() => LaunchError::NotExecutable(format!(
+            "the program {name:?} cannot be run: the interpreter its first line (or its header) names does not exist"
+        )),
+        ErrorKind::NotFound if is_path => LaunchError::NotFound(format!("the program {name:?} does not exist")),
+        ErrorKind::NotFound => {
+            let path = path.map_or_else(|| "which is not set".into(), |path| path.to_string_lossy());
+            LaunchError::NotFound(format!("the program {name:?} is not in PATH ({path})"))
+        }
+        ErrorKind::PermissionDenied
+        | ErrorKind::IsADirectory
+        | ErrorKind::NotADirectory
+        | ErrorKind::ExecutableFileBusy
+        | ErrorKind::ArgumentListTooLong
+        | ErrorKind::InvalidInput
+        | ErrorKind::InvalidFilename => {
+            LaunchError::NotExecutable(format!("the program {name:?} cannot be run: {error}"))
+        }
+        _ if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => LaunchError::NotExecutable(format!(
+            "the program {name:?} cannot be run: it is neither a program for this machine nor a script with `#!`"
+        )),
+        _ => LaunchError::System(format!("the program {name:?} could not be started: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_settings_are_not_the_jobs() {
+        let ours = [("PATH", "/bin"), ("OTTO_TASK_ID", "t"), ("OTTO_JOB_REASON", "r"), ("OTTOX", "1"), ("A", "b")];
+        let ours = ours.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let job = environment(ours, &[("A", "c"), ("OTTO_JOB_TASK_ID", "t")]);
+        let names: Vec<_> = job.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
+        assert_eq!(names, ["PATH=/bin", "OTTO_JOB_REASON=r", "OTTOX=1", "A=c", "OTTO_JOB_TASK_ID=t"]);
+    }
+}

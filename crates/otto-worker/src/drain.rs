@@ -1,0 +1,97 @@
+//! The `drain` command: sends what agents left in a spool directory.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use otto_proto::v1::FinishRun;
+use rustix::process::Signal;
+
+use crate::capture::Feedback;
+use crate::child::Signals;
+use crate::delivery::Deliveries;
+use crate::settings::{Drain, Upload};
+use crate::spool;
+use crate::upload::{Server, Uploader, rfc3339};
+
+/// Sends all that is left, and says what could not be sent.
+///
+/// # Errors
+/// When a setting is missing, or the directory cannot be read.
+pub(crate) async fn drain(settings: &Drain) -> anyhow::Result<ExitCode> {
+    let upload = &settings.upload;
+    let spool_dir = upload.spool_dir.as_deref().context("drain needs --spool-dir DIR: where the output is")?;
+    let Some(url) = upload.log_server.as_deref() else {
+        bail!("drain needs --log-server URL: where the output shall go");
+    };
+    if !spool_dir.is_dir() {
+        bail!("the spool directory {} (--spool-dir) does not exist", spool_dir.display());
+    }
+    let server = Server::new(url, &upload.auth)?;
+    let mut signals = Signals::listen().context("listening for signals")?;
+    let mut deliveries = Deliveries::default();
+    let busy = add_leftovers(&mut deliveries, &server, upload, spool_dir, &FinishRun::default(), |_| true)?;
+    deliveries.wait(upload.drain_timeout, told_to_end(&mut signals)).await;
+    let missing = deliveries.missing(spool_dir, Some(url));
+    if !missing.is_empty() {
+        tracing::warn!("{missing}");
+    }
+    if busy > 0 {
+        tracing::warn!("{busy} runs are left to the agents that have them open");
+    }
+    Ok(if missing.is_empty() && busy == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Begins to send the runs in `spool_dir` that are `wanted`; returns how many are still in the hands of an agent. A run
+/// without its end gets `ending`, with a message if it has none.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub(crate) fn add_leftovers(
+    deliveries: &mut Deliveries,
+    server: &Server,
+    upload: &Upload,
+    spool_dir: &Path,
+    ending: &FinishRun,
+    wanted: impl Fn(&spool::RunInfo) -> bool,
+) -> anyhow::Result<usize> {
+    let mut busy = 0;
+    for (dir, run) in spool::leftovers(spool_dir)? {
+        if !wanted(&run) {
+            continue;
+        }
+        let mut ending = ending.clone();
+        if ending.error_message.is_empty() {
+            ending.error_message = "the agent was killed; what it had not put into its spool is lost".to_owned();
+        }
+        let spool = match spool::recover(&dir, ending) {
+            Ok(Some(spool)) => spool,
+            Ok(None) => {
+                busy += 1;
+                continue;
+            }
+            Err(error) => {
+                // The other runs are not to wait for this one.
+                tracing::error!("{} cannot be sent: {error:#}", dir.display());
+                busy += 1;
+                continue;
+            }
+        };
+        let metadata = upload.metadata(rfc3339(run.created_at_ms.cast_signed().saturating_mul(1_000_000)));
+        let feedback = Arc::new(Feedback::new(usize::MAX));
+        let window = upload.window_bytes.as_u64();
+        let uploader = Uploader::new(server.clone(), run, metadata, spool.clone(), feedback, window);
+        deliveries.add(spool, uploader);
+    }
+    Ok(busy)
+}
+
+/// Ends when SIGTERM or SIGINT comes: whoever waits for nothing but the log server then ends at once.
+pub(crate) async fn told_to_end(signals: &mut Signals) {
+    loop {
+        if matches!(signals.next().await, Some(Signal::TERM | Signal::INT | Signal::QUIT | Signal::HUP)) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The `run` command: one job from its start to the end of its log.
+
+mod plan;
+mod supervise;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use otto_proto::v1::FinishRun;
+use otto_service::telemetry;
+use tracing::Instrument;
+
+use crate::capture::{Capture, Captured, Feedback, now_unix_nanos};
+use crate::child::{self, Job, LaunchError, Mark, Signals};
+use crate::delivery::Deliveries;
+use crate::drain::{add_leftovers, told_to_end};
+use crate::rundir::{Claim, Class, Exit, RunDir};
+use crate::settings::Run;
+use crate::spool::{self, Record, RunInfo, Writer};
+use crate::upload::{Server, Uploader, rfc3339, timestamp};
+use plan::Plan;
+
+/// Runs the job and ends with its exit code.
+///
+/// # Errors
+/// When the job could not even be tried: a setting, a directory, the system.
+pub(crate) async fn run(settings: Run) -> anyhow::Result<ExitCode> {
+    let span = tracing::info_span!(
+        "worker.run",
+        otto.task_id = %settings.task_id(),
+        otto.worker_id = %settings.worker_id(),
+        otto.exit_code = tracing::field::Empty,
+    );
+    if let Some(parent) = settings.traceparent() {
+        telemetry::parent_from(&span, &parent);
+    }
+    let traceparent = telemetry::traceparent(&span).or_else(|| settings.traceparent());
+    run_in_span(settings, traceparent).instrument(span).await
+}
+
+async fn run_in_span(settings: Run, traceparent: Option<String>) -> anyhow::Result<ExitCode> {
+    let (plan, options) = Plan::new(&settings)?;
+    let server = match &settings.upload.log_server {
+        Some(url) => Some(Server::new(url, &settings.upload.auth)?),
+        None => None,
+    };
+    let run_dir = match settings.run_dir.as_deref().map(RunDir::claim).transpose()? {
+        Some(Claim::Started(dir)) => return resume(&dir, &settings, &plan, server.as_ref()).await,
+        Some(Claim::Fresh(dir)) => Some(dir),
+        None => None,
+    };
+
+    let info = RunInfo::new(&plan.task_id, &plan.worker_id, now_ms());
+    let (writer, spool) = spool::create(&plan.spool_dir, &info, plan.spool_bytes, plan.reserve)?;
+    let mut signals = Signals::listen().context("listening for signals")?;
+    child::prepare()?;
+
+    let started_at_ms = now_ms();
+    let mark = run_dir.as_ref().map(|dir| dir.mark_started(started_at_ms)).transpose()?;
+    let launched = launch(&settings, &plan, traceparent.as_deref(), mark);
+
+    let feedback = Arc::new(Feedback::new(plan.max_line));
+    let mut deliveries = Deliveries::default();
+    let metadata = settings.upload.metadata(rfc3339(now_unix_nanos()));
+    match &server {
+        Some(server) => {
+            let window = settings.upload.window_bytes.as_u64();
+            let uploader = Uploader::new(server.clone(), info, metadata, spool.clone(), feedback.clone(), window);
+            deliveries.add(spool.clone(), uploader);
+            // Of this worker's earlier runs, should it have been started again with its spool.
+            let (task, worker) = (&plan.task_id, &plan.worker_id);
+            let same = |run: &spool::RunInfo| {
+                run.task_id == *task && run.worker_id == *worker && run.created_at_ms < started_at_ms
+            };
+            if let Err(error) =
+                add_leftovers(&mut deliveries, server, &settings.upload, &plan.spool_dir, &FinishRun::default(), same)
+            {
+                tracing::warn!("{error:#}");
+            }
+        }
+        None => deliveries.keep(spool.clone()),
+    }
+
+    let (exit, captured) = match launched {
+        Ok(job) => {
+            let pid = job.pid;
+            let capture = Capture::start(job.outputs, options, writer, spool.clone(), feedback);
+            // Without a capture the job cannot go on; its pipes are closed.
+            let capture = match capture {
+                Ok(capture) => capture,
+                Err(error) => {
+                    child::end_rest(pid).await;
+                    return Err(error);
+                }
+            };
+            let (end, why, captured) =
+                supervise::supervise(pid, capture, &mut signals, settings.timeout(), settings.grace, settings.linger)
+                    .await?;
+            (plan::exit_of(end, why, &settings, started_at_ms, now_ms()), captured)
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            (plan::exit_of_launch(&error, started_at_ms, now_ms()), nothing(writer))
+        }
+    };
+    tracing::Span::current().record("otto.exit_code", exit.exit_code);
+    if let Some(dir) = &run_dir {
+        // Whoever waits for it cannot be told otherwise; the log still can be sent.
+        if let Err(error) = dir.write_exit(&exit) {
+            tracing::error!("{error:#}");
+        }
+    }
+    finish_log(&exit, captured);
+    drain(&mut deliveries, &settings, &plan, run_dir.as_ref(), &mut signals).await;
+    Ok(code(&exit))
+}
+
+fn launch(settings: &Run, plan: &Plan, traceparent: Option<&str>, mark: Option<Mark>) -> Result<Job, LaunchError> {
+    let mut set = vec![("OTTO_JOB_TASK_ID", &*plan.task_id), ("OTTO_JOB_WORKER_ID", &*plan.worker_id)];
+    set.extend(traceparent.map(|traceparent| ("TRACEPARENT", traceparent)));
+    let environment = child::environment(std::env::vars_os(), &set);
+    child::launch(&settings.command, environment, mark, plan.pipe_bytes)
+}
+
+/// What there is of a job that never ran.
+fn nothing(writer: Writer) -> Captured {
+    Captured { writer, last_sequence: 0, digest: otto_proto::digest::Digest::new().finish(), dropped: 0 }
+}
+
+/// Puts the end of the run into the spool.
+fn finish_log(exit: &Exit, mut captured: Captured) {
+    if captured.dropped > 0 {
+        tracing::warn!("{} lines were dropped: the spool was full (--on-full drop)", captured.dropped);
+    }
+    let started = !matches!(exit.class, Class::Image | Class::Infrastructure | Class::AgentLost);
+    let finish = FinishRun {
+        last_sequence: captured.last_sequence,
+        digest: captured.digest.to_vec().into(),
+        exit_code: exit.exit_code,
+        signal: exit.signal,
+        ended_at: Some(timestamp(exit.ended_at_ms.cast_signed().saturating_mul(1_000_000))),
+        error_message: if started { String::new() } else { exit.message.clone() },
+    };
+    if let Err(error) = captured.writer.append(Record::Finish(finish), true) {
+        tracing::error!("the end of the log could not be noted: {error}");
+    }
+    captured.writer.complete();
+}
+
+/// Waits for the log server, then says and notes what is missing.
+async fn drain(
+    deliveries: &mut Deliveries,
+    settings: &Run,
+    plan: &Plan,
+    run_dir: Option<&RunDir>,
+    signals: &mut Signals,
+) {
+    deliveries.wait(settings.upload.drain_timeout, told_to_end(signals)).await;
+    let missing = deliveries.missing(&plan.spool_dir, settings.upload.log_server.as_deref());
+    if !missing.is_empty() {
+        tracing::warn!("{missing}");
+    }
+    if let Some(dir) = run_dir
+        && let Err(error) = dir.write_drained(&missing)
+    {
+        tracing::error!("{error:#}");
+    }
+    plan.clean_up();
+}
+
+/// The job was started by an agent that is gone: it is never started again. What is left of it is ended, and of its
+/// output sent.
+async fn resume(dir: &RunDir, settings: &Run, plan: &Plan, server: Option<&Server>) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::listen().context("listening for signals")?;
+    let (started_at_ms, lost) = dir.started();
+    let exit = match dir.exit()? {
+        Some(exit) => exit,
+        None => {
+            child::end_lost(lost.as_ref(), &plan.worker_id, &plan.task_id).await;
+            let exit = Exit {
+                message: "the agent was killed, and with it the job; nobody knows how it ended".to_owned(),
+                started_at_ms,
+                ended_at_ms: now_ms(),
+                ..Exit::default()
+            };
+            dir.write_exit(&exit)?;
+            tracing::warn!("{}", exit.message);
+            exit
+        }
+    };
+    if !dir.is_drained() {
+        let mut deliveries = Deliveries::default();
+        let ending = FinishRun {
+            exit_code: exit.exit_code,
+            signal: exit.signal,
+            ended_at: Some(timestamp(exit.ended_at_ms.cast_signed().saturating_mul(1_000_000))),
+            error_message: exit.message.clone(),
+            ..FinishRun::default()
+        };
+        if let Some(server) = server {
+            add_leftovers(&mut deliveries, server, &settings.upload, &plan.spool_dir, &ending, |_| true)?;
+        } else {
+            keep_leftovers(&mut deliveries, &plan.spool_dir, &ending)?;
+        }
+        drain(&mut deliveries, settings, plan, Some(dir), &mut signals).await;
+    }
+    Ok(code(&exit))
+}
+
+fn keep_leftovers(deliveries: &mut Deliveries, spool_dir: &Path, ending: &FinishRun) -> anyhow::Result<()> {
+    for (dir, _) in spool::leftovers(spool_dir)? {
+        if let Some(spool) = spool::recover(&dir, ending.clone())? {
+            deliveries.keep(spool);
+        }
+    }
+    Ok(())
+}
+
+fn code(exit: &Exit) -> ExitCode {
+    let code = exit.exit_code.and_then(|code| u8::try_from(code).ok());
+    ExitCode::from(code.unwrap_or(crate::AGENT_FAILED))
+}
+
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> u64 {
+    (now_unix_nanos() / 1_000_000).cast_unsigned()
+}

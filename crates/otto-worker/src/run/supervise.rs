@@ -1,0 +1,81 @@
+//! Follows the job to its end, and its output to its end.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::capture::{Capture, Captured};
+use crate::child::{Act, JobEnd, Signals, Stop, Why, end_rest, reap};
+
+/// Returns when the job has ended, nothing of it is left, and all it printed is in the spool.
+///
+/// # Errors
+/// When the capture has died; the job was killed then.
+pub(super) async fn supervise(
+    job: Pid,
+    mut capture: Capture,
+    signals: &mut Signals,
+    timeout: Option<Duration>,
+    grace: Duration,
+    linger: Duration,
+) -> anyhow::Result<(JobEnd, Option<Why>, Captured)> {
+    let mut stop = Stop::new(Instant::now(), timeout, grace);
+    let mut captured = None;
+    let end = loop {
+        // Also a job that ended before we listened for it.
+        if let Some(end) = reap(job).job {
+            break end;
+        }
+        match stop.act(Instant::now()) {
+            Act::Nothing => {}
+            Act::Terminate => {
+                tracing::warn!("the job ran longer than {:?} (--timeout): stopping it", timeout.unwrap_or_default());
+                pass_on(job, Signal::TERM);
+            }
+            Act::Kill => {
+                tracing::warn!("the job has not ended in time: killing it");
+                pass_on(job, Signal::KILL);
+            }
+        }
+        let wake = stop.wake_at().map(tokio::time::Instant::from_std);
+        tokio::select! {
+            signal = signals.next() => {
+                let Some(signal) = signal else { continue };
+                pass_on(job, signal);
+                if matches!(signal, Signal::TERM | Signal::INT)
+                    && stop.told(Instant::now(), signal == Signal::INT) == Act::Kill
+                {
+                    pass_on(job, Signal::KILL);
+                }
+            }
+            ended = capture.ended(), if captured.is_none() => match ended {
+                // It has closed its output and goes on.
+                Ok(all) => captured = Some(all),
+                Err(error) => {
+                    end_rest(job).await;
+                    return Err(error);
+                }
+            },
+            () = tokio::time::sleep_until(wake.unwrap_or_else(tokio::time::Instant::now)), if wake.is_some() => {}
+        }
+    };
+    if captured.is_none() {
+        // What it left behind may still print; if nobody is left, this is the end of the pipes.
+        let linger = tokio::time::timeout(linger, capture.ended()).await;
+        captured = linger.ok().transpose()?;
+    }
+    end_rest(job).await;
+    let captured = match captured {
+        Some(captured) => captured,
+        None => {
+            capture.stop();
+            capture.ended().await?
+        }
+    };
+    Ok((end, stop.why(), captured))
+}
+
+/// To the job's process group. It may be gone already.
+fn pass_on(job: Pid, signal: Signal) {
+    let _ = kill_process_group(job, signal);
+}

@@ -1,0 +1,224 @@
+//! The run directory: what makes sure that a job is started at most once, whatever is killed when
+//! (ARCHITECTURE.md, "Run directory").
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rustix::process::{getpid, getsid};
+use serde::{Deserialize, Serialize};
+
+use crate::child::{Lost, Mark, boot_id, ticks};
+
+/// A run directory whose lock is ours.
+pub(crate) struct RunDir {
+    path: PathBuf,
+    /// Held to our end, and never given to the job.
+    _lock: File,
+}
+
+/// What a run directory allows.
+pub(crate) enum Claim {
+    /// The job was never started; it may be started here.
+    Fresh(RunDir),
+    /// It was started by an agent that is gone.
+    Started(RunDir),
+}
+
+/// How a job ended, as others are told. Values of `class` are fixed in ARCHITECTURE.md.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Exit {
+    /// 128+n after signal n. Absent: nobody knows.
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) class: Class,
+    /// A sentence for people; empty after a success.
+    pub(crate) message: String,
+    pub(crate) started_at_ms: u64,
+    pub(crate) ended_at_ms: u64,
+}
+
+/// What kind of an end it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Class {
+    Success,
+    /// Ended by itself with another code than 0, or by a signal that was not ours.
+    Exited,
+    /// Ran longer than it may.
+    Deadline,
+    /// Told to stop.
+    Stopped,
+    /// The program does not exist or cannot be run.
+    Image,
+    /// The agent was killed.
+    #[default]
+    AgentLost,
+    /// Something of the machine.
+    Infrastructure,
+}
+
+/// The start mark, as far as it can be read: an agent killed in its middle leaves less.
+#[derive(Debug, Default, Deserialize)]
+struct Started {
+    #[serde(default)]
+    started_at_ms: u64,
+    #[serde(flatten)]
+    lost: Option<Lost>,
+}
+
+impl RunDir {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// When another agent holds it, or the directory cannot be used.
+    pub(crate) fn claim(path: &Path) -> anyhow::Result<Claim> {
+        let open = || -> anyhow::Result<Claim> {
+            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            let mut lock =
+                File::options().create(true).truncate(false).read(true).write(true).open(path.join("lock"))?;
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => bail!("another agent runs here: it holds the lock"),
+                Err(TryLockError::Error(error)) => return Err(error).context("locking"),
+            }
+            lock.set_len(0)?;
+            lock.write_all(getpid().as_raw_nonzero().to_string().as_bytes())?;
+            let dir = RunDir { path: path.to_owned(), _lock: lock };
+            Ok(if dir.path.join("started").try_exists()? { Claim::Started(dir) } else { Claim::Fresh(dir) })
+        };
+        open().with_context(|| format!("the run directory {} (--run-dir)", path.display()))
+    }
+
+    /// Makes the start mark; from then on the job counts as started, whether it was or not. On disk when this returns.
+    /// The job's process completes it with its pid.
+    ///
+    /// # Errors
+    /// When it cannot be written; then nothing may be started.
+    pub(crate) fn mark_started(&self, started_at_ms: u64) -> anyhow::Result<Mark> {
+        let path = self.path.join("started");
+        let make = || -> io::Result<File> {
+            let file = File::options().write(true).create_new(true).open(&path)?;
+            file.sync_all()?;
+            File::open(&self.path)?.sync_all()?;
+            Ok(file)
+        };
+        let file = make().with_context(|| format!("making the start mark {}", path.display()))?;
+        let session = getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
+        // The boot id is hexadecimal: nothing to escape.
+        let prefix = format!(
+            r#"{{"started_at_ms":{started_at_ms},"session":{session},"since_ticks":{},"boot_id":"{}","pid":"#,
+            ticks(),
+            boot_id()
+        );
+        Ok(Mark { file, prefix: prefix.into_bytes() })
+    }
+
+    /// When the job was started (milliseconds since the Unix epoch) and which processes are its own, as far as the start
+    /// mark tells.
+    pub(crate) fn started(&self) -> (u64, Option<Lost>) {
+        let started: Started = fs::read(self.path.join("started"))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        (started.started_at_ms, started.lost)
+    }
+
+    /// How the job ended, if that was noted.
+    ///
+    /// # Errors
+    /// When the file is there but cannot be read or understood.
+    pub(crate) fn exit(&self) -> anyhow::Result<Option<Exit>> {
+        let path = self.path.join("exit.json");
+        match fs::read(&path) {
+            Ok(text) => {
+                serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Notes how the job ended.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn write_exit(&self, exit: &Exit) -> anyhow::Result<()> {
+        self.replace("exit.json", &serde_json::to_vec(exit)?)
+    }
+
+    /// Notes that nothing more will be sent: `missing` is empty when the log server has everything.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn write_drained(&self, missing: &str) -> anyhow::Result<()> {
+        self.replace("drained", missing.as_bytes())
+    }
+
+    /// Whether [`RunDir::write_drained`] was called with nothing missing.
+    pub(crate) fn is_drained(&self) -> bool {
+        fs::read(self.path.join("drained")).is_ok_and(|text| text.is_empty())
+    }
+
+    fn replace(&self, name: &str, text: &[u8]) -> anyhow::Result<()> {
+        let path = self.path.join(name);
+        let temporary = self.path.join(format!("{name}.tmp"));
+        let write = || -> io::Result<()> {
+            fs::write(&temporary, text)?;
+            fs::rename(&temporary, &path)
+        };
+        write().with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_claim_at_a_time_and_one_start_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let Claim::Fresh(first) = RunDir::claim(&path).unwrap() else { panic!("started?") };
+        let error = format!("{:#}", RunDir::claim(&path).err().unwrap());
+        assert!(error.contains("--run-dir") && error.contains("another agent"), "{error}");
+        assert_eq!(fs::read_to_string(path.join("lock")).unwrap(), std::process::id().to_string());
+        let mark = first.mark_started(7).unwrap();
+        assert!(first.mark_started(7).is_err());
+        drop((first, mark));
+        assert!(matches!(RunDir::claim(&path).unwrap(), Claim::Started(_)));
+    }
+
+    #[test]
+    fn a_start_mark_in_any_state_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let Claim::Fresh(run) = RunDir::claim(dir.path()).unwrap() else { panic!("started?") };
+        let mark = run.mark_started(7).unwrap();
+        assert_eq!(run.started(), (0, None));
+        let mut text = mark.prefix;
+        text.extend_from_slice(b"4711}");
+        fs::write(dir.path().join("started"), text).unwrap();
+        let (at, lost) = run.started();
+        assert_eq!((at, lost.unwrap().pid), (7, 4711));
+        fs::write(dir.path().join("started"), r#"{"pid":1,"started_at_ms":8}"#).unwrap();
+        assert_eq!(run.started(), (8, None));
+    }
+
+    #[test]
+    fn the_end_is_noted_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let Claim::Fresh(run) = RunDir::claim(dir.path()).unwrap() else { panic!("started?") };
+        assert_eq!(run.exit().unwrap(), None);
+        let exit = Exit { exit_code: Some(137), signal: Some(9), class: Class::AgentLost, ..Exit::default() };
+        run.write_exit(&exit).unwrap();
+        assert_eq!(run.exit().unwrap(), Some(exit));
+        let text = fs::read_to_string(dir.path().join("exit.json")).unwrap();
+        assert!(text.contains(r#""class":"agent_lost""#), "{text}");
+        run.write_drained("3 lines").unwrap();
+        assert!(!run.is_drained());
+        run.write_drained("").unwrap();
+        assert!(run.is_drained());
+    }
+}

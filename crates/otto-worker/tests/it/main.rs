@@ -1,0 +1,1 @@
+//! The real agent against real gRPC servers.
