@@ -33,8 +33,8 @@ use crate::AppState;
 use limits::Limits;
 use problem::Problem;
 
-/// Paths that need no token: the page itself holds nothing, probes carry none. A path that ends in `/` stands for all below.
-pub const OPEN_PATHS: &[&str] = &["/", "/assets/", "/openapi.json", "/livez", "/readyz"];
+/// Probes carry no token.
+const PROBES: &[&str] = &["/livez", "/readyz"];
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -44,7 +44,8 @@ struct Shared {
     measures: Arc<raw::Measures>,
 }
 
-/// Everything served on `--http-addr`: the page, the API, and `admin` (`/metrics` and the probes), under `policy`.
+/// Everything served on `--http-addr`: the page, the API, and `admin` (`/metrics` and the probes). `policy` holds for all
+/// but the page and the description of the interface, which hold nothing of anybody's, and the probes.
 pub fn router(state: AppState, policy: &Policy, admin: Router) -> Router {
     let shared = Shared { app: state, limits: Limits::default(), measures: Arc::default() };
     let api = Router::new()
@@ -55,13 +56,13 @@ pub fn router(state: AppState, policy: &Policy, admin: Router) -> Router {
         .route("/tasks/{task}/workers/{worker}/logs", get(logs::of_worker))
         .route("/tasks/{task}/workers/{worker}/logs/raw", get(raw::raw))
         .route("/tasks/{task}/workers/{worker}/logs/stream", get(stream::of_worker));
-    let own = Router::new()
+    let guarded = Router::new()
         .nest("/api/v1", api)
-        .route("/openapi.json", get(openapi::document))
-        .merge(assets::routes())
         .fallback(nothing_here)
-        .with_state(shared);
-    own.merge(admin).layer(policy.http_layer(OPEN_PATHS)).layer(from_fn(security::headers))
+        .with_state(shared)
+        .merge(admin)
+        .layer(policy.http_layer(PROBES));
+    assets::routes().route("/openapi.json", get(openapi::document)).merge(guarded).layer(from_fn(security::headers))
 }
 
 async fn nothing_here() -> Problem {

@@ -40,7 +40,7 @@ const ASSETS: &[(&str, &str, &[u8])] = &[
 ];
 
 /// Routes of the page. They need no token: they hold nothing of anybody.
-pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+pub(super) fn routes() -> Router {
     let mut router = Router::new();
     for &(path, kind, bytes) in ASSETS {
         let tag = format!("\"{:016x}\"", xxh3_64(bytes));

@@ -195,7 +195,8 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// The gaps between where it began and its edge, each once however often it was met.
+    /// The gaps between where it began and its edge. A gap belongs to where it begins, so that of two neighbouring windows
+    /// one has it; a window that was asked to begin inside a gap has that one too.
     pub(super) fn gaps_passed(&mut self, into: &mut Vec<LineGap>) {
         let edge = self.edge();
         let (low, high) = match self.direction {
@@ -205,14 +206,27 @@ impl<'a> Lane<'a> {
             Direction::Backward if self.start == self.run.expected => (edge, u64::MAX),
             Direction::Backward => (edge, self.start),
         };
-        self.gaps.sort_by_key(|gap| gap.first_sequence);
-        self.gaps.dedup_by_key(|gap| gap.first_sequence);
-        for gap in self.gaps.drain(..).filter(|gap| (low..high).contains(&gap.first_sequence)) {
-            into.push(LineGap {
-                worker_id: self.run.key.worker_id.clone(),
-                run_id: self.run.key.run_id.clone(),
-                gap: Some(gap),
-            });
-        }
+        let forward = self.direction == Direction::Forward;
+        let mut found: Vec<LogGap> = self.gaps.drain(..).map(|gap| whole(gap, &self.run.gaps)).collect();
+        found.sort_by_key(|gap| gap.first_sequence);
+        found.dedup_by_key(|gap| gap.first_sequence);
+        found.retain(|gap| {
+            (low..high).contains(&gap.first_sequence)
+                || (forward && gap.first_sequence < low && gap.last_sequence >= low)
+        });
+        into.extend(found.into_iter().map(|gap| LineGap {
+            worker_id: self.run.key.worker_id.clone(),
+            run_id: self.run.key.run_id.clone(),
+            gap: Some(gap),
+        }));
+    }
+}
+
+/// A cursor that begins inside a gap tells the rest of it.
+fn whole(gap: LogGap, known: &[LogGap]) -> LogGap {
+    let after = known.partition_point(|other| other.first_sequence <= gap.first_sequence);
+    match after.checked_sub(1).and_then(|index| known.get(index)) {
+        Some(other) if other.last_sequence >= gap.first_sequence => other.clone(),
+        _ => gap,
     }
 }
