@@ -2,7 +2,7 @@
 
 use crate::{tools, workspace};
 
-/// `name` is `start`, `path`, `tail`, `idle` or `all`; `arguments` go to the benchmark.
+/// `name` is `start`, `path`, `entries`, `tail`, `idle` or `all`; `arguments` go to the benchmark.
 pub(crate) fn run(name: &str, arguments: &[String]) -> anyhow::Result<()> {
     tools::ensure_packages(&[tools::REDIS])?;
     tools::run(workspace::cargo().args(["build", "--release", "--locked", "--workspace", "--bins"]))?;

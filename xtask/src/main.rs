@@ -44,7 +44,7 @@ enum Task {
     Images(images::Options),
     /// Runs a benchmark on the optimised build; prints a table, writes target/bench/NAME.json.
     Bench {
-        /// start, path, tail, idle or all.
+        /// start, path, entries, tail, idle or all.
         #[arg(default_value = "all")]
         name: String,
         /// For the benchmark: `--lines`, `--rate`, `--seconds`.

@@ -28,7 +28,9 @@ struct Cli {
 enum Bench {
     /// From XADD to the worker's first instruction.
     Start,
-    /// A job's lines through agent and gRPC to the synced store; and one entry per message.
+    /// One entry per message, beside a server that only acknowledges.
+    Entries,
+    /// A job's lines through agent and gRPC to the synced store.
     Path {
         /// Lines of 100 bytes.
         #[arg(long, default_value_t = 5_000_000)]
@@ -65,10 +67,8 @@ fn main() -> anyhow::Result<()> {
         let out = cli.out.as_path();
         match cli.bench {
             Bench::Start => start::run(out).await,
-            Bench::Path { lines } => {
-                path::run(out, lines).await?;
-                entries::run(out).await
-            }
+            Bench::Entries => entries::run(out).await,
+            Bench::Path { lines } => path::run(out, lines).await,
             Bench::Tail { rate, seconds } => tail::run(out, rate, seconds).await,
             Bench::Idle => idle::run(out).await,
             Bench::All => {

@@ -68,7 +68,7 @@ async fn a_data_directory_that_cannot_be_used_is_named() -> anyhow::Result<()> {
         let arguments = with(&path);
         start("otto-log-ingest", &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await
     };
-    refused(&run(data_text.to_owned()).await?, &[data_text, "another process"]);
+    refused(&run(data_text.to_owned()).await?, &[data_text, "in use by process"]);
     drop(running);
 
     // Not a directory at all.

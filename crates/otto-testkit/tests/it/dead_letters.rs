@@ -27,8 +27,8 @@ async fn every_malformed_event_is_told_while_good_ones_pass() -> anyhow::Result<
         (vec![("type", "scale_up"), ("task_id", "a"), ("priority", "high")], "priority"),
         (vec![("type", "scale_up"), ("task_id", "a"), ("timeout_seconds", "-5")], "timeout_seconds"),
         (vec![("type", "scale_up"), ("task_id", "a"), ("payload", "{")], "payload"),
-        (vec![("type", "scale_up"), ("task_id", &garbage)], "task_id"),
-        (vec![(&garbage, "v")], "type"),
+        (vec![("type", "scale_up"), ("task_id", &garbage)], "event"),
+        (vec![(&garbage, "v")], "event"),
     ];
     for (n, (fields, _)) in malformed.iter().enumerate() {
         add(&mut redis, fields).await?;

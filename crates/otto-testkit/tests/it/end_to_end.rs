@@ -103,7 +103,7 @@ async fn scale_down_stops_the_highest_and_cancel_stops_all() -> anyhow::Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_is_tried_again_as_often_as_asked() -> anyhow::Result<()> {
-    let system = System::start(&["--retry-delay", "10ms"]).await?;
+    let system = System::start(&["--retry-backoff-min", "10ms"]).await?;
     let mut redis = system.redis.connect().await?;
     let script = shell("echo attempt $OTTO_JOB_ATTEMPT; [ $OTTO_JOB_ATTEMPT -ge 3 ]");
     let event = [("type", "scale_up"), ("task_id", "third"), ("max_attempts", "5"), ("command", script.as_str())];
