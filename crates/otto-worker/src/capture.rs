@@ -199,6 +199,8 @@ impl Thread {
         source.feed(&buffer[..count], feedback.max_line(), Instant::now(), tee, &mut |piece| {
             store.push(&piece, attributes, &control.stop);
         });
+        // A full spool may have held us in there, and the job in the middle of its line: it gets its time from now.
+        source.restart_partial(Instant::now());
     }
 
     fn end(&mut self, index: usize) {

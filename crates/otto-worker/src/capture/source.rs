@@ -111,6 +111,13 @@ impl Source {
         self.partial_since.map(|since| since + delay)
     }
 
+    /// Counts the time for the end of a line from now.
+    pub(super) fn restart_partial(&mut self, now: Instant) {
+        if let Some(since) = &mut self.partial_since {
+            *since = now;
+        }
+    }
+
     /// Gives it out.
     pub(super) fn flush_partial(&mut self, now: Instant, sink: &mut impl FnMut(Piece<'_>)) {
         self.splitter.flush(sink);
