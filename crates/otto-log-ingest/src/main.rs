@@ -6,9 +6,12 @@ use anyhow::Context as _;
 use otto_log_ingest::server::{self, Bound};
 use otto_log_ingest::settings::Settings;
 use otto_log_store::Store;
-use otto_service::{drain, grpc, settings, telemetry};
+use otto_service::{drain, grpc, probe, settings, telemetry};
 
 fn main() -> ExitCode {
+    if let Some(code) = probe::run_if_asked() {
+        return code;
+    }
     let settings: Settings = match settings::load() {
         Ok(settings) => settings,
         Err(exit) => {

@@ -9,7 +9,7 @@ use otto_service::{auth, grpc};
 
 /// Takes the output of workers over gRPC, keeps it on disk, and serves it to readers over gRPC and HTTP.
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "otto-log-ingest", version)]
+#[command(name = "otto-log-ingest", version, about, max_term_width = 110, after_help = otto_service::probe::HELP)]
 pub struct Settings {
     /// What every program has.
     #[command(flatten)]

@@ -20,7 +20,7 @@ use crate::task::Millis;
 
 /// Starts the workers that events ask for.
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "otto-scaler", version, about, max_term_width = 110)]
+#[command(name = "otto-scaler", version, about, max_term_width = 110, after_help = otto_service::probe::HELP)]
 pub(crate) struct Config {
     #[command(flatten)]
     pub(crate) common: settings::Common,

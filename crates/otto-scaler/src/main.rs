@@ -16,9 +16,12 @@ mod worker_events;
 
 use std::process::ExitCode;
 
-use otto_service::{drain, settings, telemetry};
+use otto_service::{drain, probe, settings, telemetry};
 
 fn main() -> ExitCode {
+    if let Some(code) = probe::run_if_asked() {
+        return code;
+    }
     let config: config::Config = match settings::load() {
         Ok(config) => config,
         Err(exit) => {

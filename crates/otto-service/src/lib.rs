@@ -17,6 +17,7 @@ pub mod client;
 pub mod drain;
 pub mod grpc;
 mod listener;
+pub mod probe;
 pub mod settings;
 pub mod status;
 pub mod telemetry;
