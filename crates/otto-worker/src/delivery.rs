@@ -1,6 +1,5 @@
 //! Waits until runs are with the log server, or gives up, and says what is left where.
 
-use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::rundir::RunDir;
 use crate::spool::Spool;
 use crate::upload::{Delivered, Uploader, Watcher};
 
@@ -87,42 +87,58 @@ impl Deliveries {
         }
     }
 
-    /// What the log server does not have, in words; empty if it has everything.
-    pub(crate) fn missing(&self, spool_dir: &Path, log_server: Option<&str>) -> String {
-        let mut text = String::new();
-        let (mut lines, mut bytes, mut runs, mut gaps) = (0, 0, 0, 0);
-        let mut trouble = None;
-        for run in &self.runs {
-            let progress = run.watcher.as_ref().map(|watcher| watcher.borrow().clone()).unwrap_or_default();
-            match run.delivered {
-                Some(delivered) => gaps += delivered.missing.max(progress.refused),
-                None => {
-                    let pending = run.spool.pending();
-                    lines += pending.lines;
-                    bytes += pending.bytes;
-                    runs += 1;
-                    trouble = trouble.or(progress.trouble);
-                }
-            }
+    /// Says what the log server does not have and, when nothing more can be sent, notes it in the run directory. Returns
+    /// whether nothing is left here.
+    pub(crate) fn conclude(&self, spool_dir: &Path, log_server: Option<&str>, run_dir: Option<&RunDir>) -> bool {
+        let missing = self.missing();
+        if !missing.is_empty() {
+            tracing::warn!("{missing}");
         }
-        if gaps > 0 {
-            let _ = write!(text, "{gaps} lines are missing in the log: they were dropped, refused or lost");
+        if let Some(left) = self.left(spool_dir, log_server) {
+            tracing::warn!("{left}");
+            return false;
         }
-        if runs > 0 {
-            let dir = std::path::absolute(spool_dir).unwrap_or_else(|_| spool_dir.to_owned());
-            let dir = dir.display();
-            let separator = if text.is_empty() { "" } else { "; " };
-            let server = log_server.unwrap_or("URL");
-            let _ = match log_server {
-                None => write!(text, "{separator}there is no log server (--log-server): "),
-                Some(url) => write!(text, "{separator}not all is with the log server {url}: "),
-            };
-            let _ = write!(text, "{lines} lines ({bytes} bytes) are kept in {dir}");
-            if let Some(trouble) = trouble {
-                let _ = write!(text, " ({trouble})");
-            }
-            let _ = write!(text, "; `otto-worker drain --spool-dir {dir} --log-server {server}` sends them");
+        if let Some(dir) = run_dir
+            && let Err(error) = dir.write_drained(&missing)
+        {
+            tracing::error!("{error:#}");
         }
-        text
+        true
     }
+
+    /// What can never be sent, in words; empty if the log is complete.
+    fn missing(&self) -> String {
+        let gaps = |run: &Delivery| {
+            let refused = run.watcher.as_ref().map_or(0, |watcher| watcher.borrow().refused);
+            run.delivered.map_or(0, |delivered| delivered.missing.max(refused))
+        };
+        match self.runs.iter().map(gaps).sum() {
+            0 => String::new(),
+            gaps => format!("{} missing in the log: dropped, refused or lost", lines(gaps)),
+        }
+    }
+
+    /// What is still here, in words.
+    fn left(&self, spool_dir: &Path, log_server: Option<&str>) -> Option<String> {
+        let left: Vec<&Delivery> = self.runs.iter().filter(|run| run.delivered.is_none()).collect();
+        if left.is_empty() {
+            return None;
+        }
+        let count = lines(left.iter().map(|run| run.spool.pending().lines).sum());
+        let dir = std::path::absolute(spool_dir).unwrap_or_else(|_| spool_dir.to_owned());
+        let dir = dir.display();
+        let (why, url) = match log_server {
+            None => ("there is no log server (--log-server)".to_owned(), "URL"),
+            Some(url) => (format!("not all is with the log server {url}"), url),
+        };
+        let trouble = left.iter().find_map(|run| run.watcher.as_ref()?.borrow().trouble.clone());
+        let trouble = trouble.map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+        Some(format!(
+            "{why}{trouble}: {count} kept in {dir}; `otto-worker drain --spool-dir {dir} --log-server {url}` sends them"
+        ))
+    }
+}
+
+fn lines(count: u64) -> String {
+    if count == 1 { "1 line is".to_owned() } else { format!("{count} lines are") }
 }

@@ -11,36 +11,52 @@ use rustix::process::Signal;
 use crate::capture::Feedback;
 use crate::child::Signals;
 use crate::delivery::Deliveries;
-use crate::settings::{Drain, Upload};
+use crate::rundir::{Claim, Ended, RunDir};
+use crate::settings::{Run, Upload};
 use crate::spool;
-use crate::upload::{Server, Uploader, rfc3339};
+use crate::upload::{Server, Uploader, rfc3339, timestamp};
 
 /// Sends all that is left, and says what could not be sent.
 ///
 /// # Errors
 /// When a setting is missing, or the directory cannot be read.
-pub(crate) async fn drain(settings: &Drain) -> anyhow::Result<ExitCode> {
+pub(crate) async fn drain(settings: &Run) -> anyhow::Result<ExitCode> {
     let upload = &settings.upload;
     let spool_dir = upload.spool_dir.as_deref().context("drain needs --spool-dir DIR: where the output is")?;
     let Some(url) = upload.log_server.as_deref() else {
         bail!("drain needs --log-server URL: where the output shall go");
     };
-    if !spool_dir.is_dir() {
-        bail!("the spool directory {} (--spool-dir) does not exist", spool_dir.display());
-    }
+    // An agent that is at work there is not disturbed.
+    let run_dir = match settings.run_dir.as_deref().map(RunDir::claim).transpose()? {
+        Some(Claim::Started(dir) | Claim::Fresh(dir)) => Some(dir),
+        None if !spool_dir.is_dir() => {
+            bail!("the spool directory {} (--spool-dir) does not exist", spool_dir.display())
+        }
+        None => None,
+    };
+    let ended = run_dir.as_ref().map(RunDir::ended).transpose()?.flatten();
     let server = Server::new(url, &upload.auth)?;
     let mut signals = Signals::listen().context("listening for signals")?;
     let mut deliveries = Deliveries::default();
-    let busy = add_leftovers(&mut deliveries, &server, upload, spool_dir, &FinishRun::default(), |_| true)?;
+    let ending = ended.as_ref().map(ending_of).unwrap_or_default();
+    let busy = add_leftovers(&mut deliveries, &server, upload, spool_dir, &ending, |_| true)?;
     deliveries.wait(upload.drain_timeout, told_to_end(&mut signals)).await;
-    let missing = deliveries.missing(spool_dir, Some(url));
-    if !missing.is_empty() {
-        tracing::warn!("{missing}");
-    }
     if busy > 0 {
-        tracing::warn!("{busy} runs are left to the agents that have them open");
+        tracing::warn!("{busy} runs are left: agents have them open, or they cannot be read");
     }
-    Ok(if missing.is_empty() && busy == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let all = deliveries.conclude(spool_dir, Some(url), run_dir.as_ref().filter(|_| busy == 0));
+    Ok(if all && busy == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the log server is told of a job whose agent could not tell.
+pub(crate) fn ending_of(ended: &Ended) -> FinishRun {
+    FinishRun {
+        exit_code: ended.exit_code,
+        signal: ended.signal,
+        ended_at: (ended.ended_at_ms > 0).then(|| timestamp(ended.ended_at_ms.cast_signed().saturating_mul(1_000_000))),
+        error_message: ended.message.clone(),
+        ..FinishRun::default()
+    }
 }
 
 /// Begins to send the runs in `spool_dir` that are `wanted`; returns how many are still in the hands of an agent. A run

@@ -3,6 +3,7 @@
 mod plan;
 mod supervise;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,9 +16,9 @@ use tracing::Instrument;
 use crate::capture::{Capture, Captured, Feedback, now_unix_nanos};
 use crate::child::{self, Job, LaunchError, Mark, Signals};
 use crate::delivery::Deliveries;
-use crate::drain::{add_leftovers, told_to_end};
-use crate::rundir::{Claim, Class, Exit, RunDir};
-use crate::settings::Run;
+use crate::drain::{add_leftovers, ending_of, told_to_end};
+use crate::rundir::{Claim, Class, Ended, Exit, RunDir};
+use crate::settings::{Run, Start};
 use crate::spool::{self, Record, RunInfo, Writer};
 use crate::upload::{Server, Uploader, rfc3339, timestamp};
 use plan::Plan;
@@ -26,7 +27,8 @@ use plan::Plan;
 ///
 /// # Errors
 /// When the job could not even be tried: a setting, a directory, the system.
-pub(crate) async fn run(settings: Run) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(start: Start) -> anyhow::Result<ExitCode> {
+    let settings = &start.run;
     let span = tracing::info_span!(
         "worker.run",
         otto.task_id = %settings.task_id(),
@@ -37,17 +39,17 @@ pub(crate) async fn run(settings: Run) -> anyhow::Result<ExitCode> {
         telemetry::parent_from(&span, &parent);
     }
     let traceparent = telemetry::traceparent(&span).or_else(|| settings.traceparent());
-    run_in_span(settings, traceparent).instrument(span).await
+    run_in_span(settings, &start.command, traceparent).instrument(span).await
 }
 
-async fn run_in_span(settings: Run, traceparent: Option<String>) -> anyhow::Result<ExitCode> {
-    let (plan, options) = Plan::new(&settings)?;
+async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<String>) -> anyhow::Result<ExitCode> {
+    let (plan, options) = Plan::new(settings)?;
     let server = match &settings.upload.log_server {
         Some(url) => Some(Server::new(url, &settings.upload.auth)?),
         None => None,
     };
     let run_dir = match settings.run_dir.as_deref().map(RunDir::claim).transpose()? {
-        Some(Claim::Started(dir)) => return resume(&dir, &settings, &plan, server.as_ref()).await,
+        Some(Claim::Started(dir)) => return resume(&dir, settings, &plan, server.as_ref()).await,
         Some(Claim::Fresh(dir)) => Some(dir),
         None => None,
     };
@@ -59,7 +61,7 @@ async fn run_in_span(settings: Run, traceparent: Option<String>) -> anyhow::Resu
 
     let started_at_ms = now_ms();
     let mark = run_dir.as_ref().map(|dir| dir.mark_started(started_at_ms)).transpose()?;
-    let launched = launch(&settings, &plan, traceparent.as_deref(), mark);
+    let launched = launch(command, &plan, traceparent.as_deref(), mark);
 
     let feedback = Arc::new(Feedback::new(plan.max_line));
     let mut deliveries = Deliveries::default();
@@ -98,7 +100,7 @@ async fn run_in_span(settings: Run, traceparent: Option<String>) -> anyhow::Resu
             let (end, why, captured) =
                 supervise::supervise(pid, capture, &mut signals, settings.timeout(), settings.grace, settings.linger)
                     .await?;
-            (plan::exit_of(end, why, &settings, started_at_ms, now_ms()), captured)
+            (plan::exit_of(end, why, settings, started_at_ms, now_ms()), captured)
         }
         Err(error) => {
             tracing::error!("{error}");
@@ -113,15 +115,20 @@ async fn run_in_span(settings: Run, traceparent: Option<String>) -> anyhow::Resu
         }
     }
     finish_log(&exit, captured);
-    drain(&mut deliveries, &settings, &plan, run_dir.as_ref(), &mut signals).await;
-    Ok(code(&exit))
+    drain(&mut deliveries, settings, &plan, run_dir.as_ref(), &mut signals).await;
+    Ok(code(exit.exit_code))
 }
 
-fn launch(settings: &Run, plan: &Plan, traceparent: Option<&str>, mark: Option<Mark>) -> Result<Job, LaunchError> {
+fn launch(
+    command: &[OsString],
+    plan: &Plan,
+    traceparent: Option<&str>,
+    mark: Option<Mark>,
+) -> Result<Job, LaunchError> {
     let mut set = vec![("OTTO_JOB_TASK_ID", &*plan.task_id), ("OTTO_JOB_WORKER_ID", &*plan.worker_id)];
     set.extend(traceparent.map(|traceparent| ("TRACEPARENT", traceparent)));
     let environment = child::environment(std::env::vars_os(), &set);
-    child::launch(&settings.command, environment, mark, plan.pipe_bytes)
+    child::launch(command, environment, mark, plan.pipe_bytes)
 }
 
 /// What there is of a job that never ran.
@@ -149,7 +156,7 @@ fn finish_log(exit: &Exit, mut captured: Captured) {
     captured.writer.complete();
 }
 
-/// Waits for the log server, then says and notes what is missing.
+/// Waits for the log server, then says what is missing, and notes it when nothing more will be sent.
 async fn drain(
     deliveries: &mut Deliveries,
     settings: &Run,
@@ -158,15 +165,7 @@ async fn drain(
     signals: &mut Signals,
 ) {
     deliveries.wait(settings.upload.drain_timeout, told_to_end(signals)).await;
-    let missing = deliveries.missing(&plan.spool_dir, settings.upload.log_server.as_deref());
-    if !missing.is_empty() {
-        tracing::warn!("{missing}");
-    }
-    if let Some(dir) = run_dir
-        && let Err(error) = dir.write_drained(&missing)
-    {
-        tracing::error!("{error:#}");
-    }
+    deliveries.conclude(&plan.spool_dir, settings.upload.log_server.as_deref(), run_dir);
     plan.clean_up();
 }
 
@@ -174,10 +173,10 @@ async fn drain(
 /// output sent.
 async fn resume(dir: &RunDir, settings: &Run, plan: &Plan, server: Option<&Server>) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("listening for signals")?;
-    let (started_at_ms, lost) = dir.started();
-    let exit = match dir.exit()? {
-        Some(exit) => exit,
+    let ended = match dir.ended()? {
+        Some(ended) => ended,
         None => {
+            let (started_at_ms, lost) = dir.started();
             child::end_lost(lost.as_ref(), &plan.worker_id, &plan.task_id).await;
             let exit = Exit {
                 message: "the agent was killed, and with it the job; nobody knows how it ended".to_owned(),
@@ -187,26 +186,21 @@ async fn resume(dir: &RunDir, settings: &Run, plan: &Plan, server: Option<&Serve
             };
             dir.write_exit(&exit)?;
             tracing::warn!("{}", exit.message);
-            exit
+            Ended::from(&exit)
         }
     };
     if !dir.is_drained() {
         let mut deliveries = Deliveries::default();
-        let ending = FinishRun {
-            exit_code: exit.exit_code,
-            signal: exit.signal,
-            ended_at: Some(timestamp(exit.ended_at_ms.cast_signed().saturating_mul(1_000_000))),
-            error_message: exit.message.clone(),
-            ..FinishRun::default()
-        };
-        if let Some(server) = server {
-            add_leftovers(&mut deliveries, server, &settings.upload, &plan.spool_dir, &ending, |_| true)?;
-        } else {
-            keep_leftovers(&mut deliveries, &plan.spool_dir, &ending)?;
+        let ending = ending_of(&ended);
+        match server {
+            Some(server) => {
+                add_leftovers(&mut deliveries, server, &settings.upload, &plan.spool_dir, &ending, |_| true)?;
+            }
+            None => keep_leftovers(&mut deliveries, &plan.spool_dir, &ending)?,
         }
         drain(&mut deliveries, settings, plan, Some(dir), &mut signals).await;
     }
-    Ok(code(&exit))
+    Ok(code(ended.exit_code))
 }
 
 fn keep_leftovers(deliveries: &mut Deliveries, spool_dir: &Path, ending: &FinishRun) -> anyhow::Result<()> {
@@ -218,8 +212,8 @@ fn keep_leftovers(deliveries: &mut Deliveries, spool_dir: &Path, ending: &Finish
     Ok(())
 }
 
-fn code(exit: &Exit) -> ExitCode {
-    let code = exit.exit_code.and_then(|code| u8::try_from(code).ok());
+fn code(exit_code: Option<i32>) -> ExitCode {
+    let code = exit_code.and_then(|code| u8::try_from(code).ok());
     ExitCode::from(code.unwrap_or(crate::AGENT_FAILED))
 }
 

@@ -1,8 +1,9 @@
 //! The run directory: what makes sure that a job is started at most once, whatever is killed when
 //! (ARCHITECTURE.md, "Run directory").
 
+use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use anyhow::{Context, bail};
 use rustix::process::{getpid, getsid};
 use serde::{Deserialize, Serialize};
 
-use crate::child::{Lost, Mark, boot_id, ticks};
+use crate::child::{Lost, Mark, PID_DIGITS, boot_id, ticks};
 
 /// A run directory whose lock is ours.
 pub(crate) struct RunDir {
@@ -28,7 +29,7 @@ pub(crate) enum Claim {
 }
 
 /// How a job ended, as others are told. Values of `class` are fixed in ARCHITECTURE.md.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Exit {
     /// 128+n after signal n. Absent: nobody knows.
     pub(crate) exit_code: Option<i32>,
@@ -40,8 +41,29 @@ pub(crate) struct Exit {
     pub(crate) ended_at_ms: u64,
 }
 
+/// `exit.json` as somebody wrote it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ended {
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) message: String,
+    pub(crate) ended_at_ms: u64,
+}
+
+impl From<&Exit> for Ended {
+    fn from(exit: &Exit) -> Self {
+        Ended {
+            exit_code: exit.exit_code,
+            signal: exit.signal,
+            message: exit.message.clone(),
+            ended_at_ms: exit.ended_at_ms,
+        }
+    }
+}
+
 /// What kind of an end it was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Class {
     Success,
@@ -99,21 +121,25 @@ impl RunDir {
     /// When it cannot be written; then nothing may be started.
     pub(crate) fn mark_started(&self, started_at_ms: u64) -> anyhow::Result<Mark> {
         let path = self.path.join("started");
+        let session = getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
+        let pid = getpid().as_raw_nonzero();
+        // The boot id is hexadecimal: nothing to escape.
+        let mut text = format!(
+            r#"{{"pid":{pid},"started_at_ms":{started_at_ms},"session":{session},"since_ticks":{},"boot_id":"{}","job_pid":"#,
+            ticks(),
+            boot_id()
+        );
+        let pid_at = text.len() as u64;
+        let _ = write!(text, "{:>PID_DIGITS$}}}", 0);
         let make = || -> io::Result<File> {
-            let file = File::options().write(true).create_new(true).open(&path)?;
+            let mut file = File::options().write(true).create_new(true).open(&path)?;
+            file.write_all(text.as_bytes())?;
             file.sync_all()?;
             File::open(&self.path)?.sync_all()?;
             Ok(file)
         };
         let file = make().with_context(|| format!("making the start mark {}", path.display()))?;
-        let session = getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
-        // The boot id is hexadecimal: nothing to escape.
-        let prefix = format!(
-            r#"{{"started_at_ms":{started_at_ms},"session":{session},"since_ticks":{},"boot_id":"{}","pid":"#,
-            ticks(),
-            boot_id()
-        );
-        Ok(Mark { file, prefix: prefix.into_bytes() })
+        Ok(Mark { file, pid_at })
     }
 
     /// When the job was started (milliseconds since the Unix epoch) and which processes are its own, as far as the start
@@ -126,16 +152,17 @@ impl RunDir {
         (started.started_at_ms, started.lost)
     }
 
-    /// How the job ended, if that was noted.
+    /// How the job ended, if that was noted, by an agent or by the scaler.
     ///
     /// # Errors
-    /// When the file is there but cannot be read or understood.
-    pub(crate) fn exit(&self) -> anyhow::Result<Option<Exit>> {
+    /// When the file is there but cannot be read.
+    pub(crate) fn ended(&self) -> anyhow::Result<Option<Ended>> {
         let path = self.path.join("exit.json");
         match fs::read(&path) {
-            Ok(text) => {
-                serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
-            }
+            Ok(text) => Ok(Some(serde_json::from_slice(&text).unwrap_or_else(|error| {
+                let message = format!("nobody knows how the job ended: {} is damaged: {error}", path.display());
+                Ended { message, ..Ended::default() }
+            }))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
         }
@@ -149,7 +176,8 @@ impl RunDir {
         self.replace("exit.json", &serde_json::to_vec(exit)?)
     }
 
-    /// Notes that nothing more will be sent: `missing` is empty when the log server has everything.
+    /// Notes that nothing more will be sent: the log server has everything, or (`missing`) all that there is. While the
+    /// rest may still be sent by somebody, this is not to be noted.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -157,9 +185,9 @@ impl RunDir {
         self.replace("drained", missing.as_bytes())
     }
 
-    /// Whether [`RunDir::write_drained`] was called with nothing missing.
+    /// Whether [`RunDir::write_drained`] was called.
     pub(crate) fn is_drained(&self) -> bool {
-        fs::read(self.path.join("drained")).is_ok_and(|text| text.is_empty())
+        self.path.join("drained").exists()
     }
 
     fn replace(&self, name: &str, text: &[u8]) -> anyhow::Result<()> {
@@ -196,12 +224,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let Claim::Fresh(run) = RunDir::claim(dir.path()).unwrap() else { panic!("started?") };
         let mark = run.mark_started(7).unwrap();
-        assert_eq!(run.started(), (0, None));
-        let mut text = mark.prefix;
-        text.extend_from_slice(b"4711}");
-        fs::write(dir.path().join("started"), text).unwrap();
         let (at, lost) = run.started();
-        assert_eq!((at, lost.unwrap().pid), (7, 4711));
+        assert_eq!((at, lost.unwrap().job_pid), (7, 0));
+        std::os::unix::fs::FileExt::write_all_at(&mark.file, b"      4711", mark.pid_at).unwrap();
+        let (at, lost) = run.started();
+        assert_eq!((at, lost.unwrap().job_pid), (7, 4711));
+        let text = fs::read(dir.path().join("started")).unwrap();
+        let mark: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(mark["pid"], std::process::id());
+        fs::write(dir.path().join("started"), "").unwrap();
+        assert_eq!(run.started(), (0, None));
         fs::write(dir.path().join("started"), r#"{"pid":1,"started_at_ms":8}"#).unwrap();
         assert_eq!(run.started(), (8, None));
     }
@@ -210,15 +242,21 @@ mod tests {
     fn the_end_is_noted_whole() {
         let dir = tempfile::tempdir().unwrap();
         let Claim::Fresh(run) = RunDir::claim(dir.path()).unwrap() else { panic!("started?") };
-        assert_eq!(run.exit().unwrap(), None);
+        assert_eq!(run.ended().unwrap(), None);
         let exit = Exit { exit_code: Some(137), signal: Some(9), class: Class::AgentLost, ..Exit::default() };
         run.write_exit(&exit).unwrap();
-        assert_eq!(run.exit().unwrap(), Some(exit));
+        assert_eq!(run.ended().unwrap(), Some(Ended::from(&exit)));
         let text = fs::read_to_string(dir.path().join("exit.json")).unwrap();
         assert!(text.contains(r#""class":"agent_lost""#), "{text}");
-        run.write_drained("3 lines").unwrap();
         assert!(!run.is_drained());
-        run.write_drained("").unwrap();
+        run.write_drained("3 lines").unwrap();
         assert!(run.is_drained());
+        // As the scaler writes it.
+        let text =
+            r#"{"exit_code":null,"signal":null,"class":"config","message":"m","started_at_ms":null,"ended_at_ms":5}"#;
+        fs::write(dir.path().join("exit.json"), text).unwrap();
+        assert_eq!(run.ended().unwrap().unwrap().ended_at_ms, 5);
+        fs::write(dir.path().join("exit.json"), "{").unwrap();
+        assert!(run.ended().unwrap().unwrap().message.contains("damaged"));
     }
 }

@@ -31,10 +31,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run COMMAND and end with its exit code (128+n after signal n; 127: not found, 126: cannot be run, 125: the agent
     /// itself failed).
-    Run(Box<Run>),
+    Run(Box<Start>),
     /// Send what agents that were killed, or had no log server, left in a spool directory. Ends with 0 if the log server
-    /// has all of it.
-    Drain(Drain),
+    /// has all of it. Takes all flags of `run`, so that it can be given the same; those about the job mean nothing.
+    Drain(Box<Run>),
 }
 
 /// Where output goes.
@@ -92,6 +92,17 @@ impl Upload {
 }
 
 /// The `run` command.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Start {
+    #[command(flatten)]
+    pub(crate) run: Run,
+
+    /// What to run.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// The flags of both commands.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Run {
     #[command(flatten)]
@@ -151,8 +162,9 @@ pub(crate) struct Run {
     #[arg(long, env = "OTTO_MAX_LINE_BYTES", value_name = "SIZE", default_value = "64KiB", value_parser = parse_line_bytes)]
     pub(crate) max_line_bytes: ByteSize,
 
-    /// A line without its end is shown after so long.
-    #[arg(long, env = "OTTO_PARTIAL_DELAY", value_name = "DURATION", default_value = "50ms", value_parser = parse_duration)]
+    /// The beginning of a line is shown after so long though its end has not come: a prompt, a progress bar. Not too
+    /// short: a job that writes its output by full buffers ends them in the middle of a line.
+    #[arg(long, env = "OTTO_PARTIAL_DELAY", value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     pub(crate) partial_delay: Duration,
 
     /// Name of an environment variable of the job whose value is a secret: it is replaced by *** in the output. May be
@@ -179,10 +191,6 @@ pub(crate) struct Run {
     /// W3C trace context that the run belongs to [default: $TRACEPARENT]
     #[arg(long, env = "OTTO_TRACEPARENT", value_name = "TRACEPARENT")]
     traceparent: Option<String>,
-
-    /// What to run.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<OsString>,
 }
 
 impl Run {
@@ -207,13 +215,6 @@ impl Run {
     pub(crate) fn traceparent(&self) -> Option<String> {
         self.traceparent.clone().or_else(|| std::env::var("TRACEPARENT").ok()).filter(|text| !text.is_empty())
     }
-}
-
-/// The `drain` command.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Drain {
-    #[command(flatten)]
-    pub(crate) upload: Upload,
 }
 
 /// Compression of batches.

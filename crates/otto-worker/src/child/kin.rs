@@ -61,8 +61,8 @@ fn children() -> Vec<Pid> {
 /// What the start mark says about a job whose agent was killed.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Lost {
-    /// The job's process, and its group.
-    pub(crate) pid: i32,
+    /// The job's process, and its group; 0: it had not begun.
+    pub(crate) job_pid: i32,
     /// Session of the agent, and so of the job.
     pub(crate) session: i32,
     /// Clock ticks since the machine's start, at or before the job's start.
@@ -109,7 +109,10 @@ pub(crate) async fn end_lost(lost: Option<&Lost>, worker_id: &str, task_id: &str
 
 impl Lost {
     fn has(&self, process: &Process) -> bool {
-        process.group == self.pid && process.session == self.session && process.start >= self.since_ticks
+        self.job_pid > 0
+            && process.group == self.job_pid
+            && process.session == self.session
+            && process.start >= self.since_ticks
     }
 }
 
@@ -210,7 +213,7 @@ mod tests {
     async fn only_the_jobs_own_processes_are_ended() {
         let mut job = std::process::Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
         let own = Process::read(job.id().cast_signed()).unwrap();
-        let right = Lost { pid: own.group, session: own.session, since_ticks: own.start, boot_id: boot_id() };
+        let right = Lost { job_pid: own.group, session: own.session, since_ticks: own.start, boot_id: boot_id() };
         for wrong in [
             Lost { session: own.session + 1, ..right.clone() },
             Lost { since_ticks: own.start + 1, ..right.clone() },

@@ -33,13 +33,16 @@ pub(crate) enum LaunchError {
     System(String),
 }
 
-/// The start mark: written by the job's process itself before its first instruction, so that it names that process
+/// The start mark, in which the job's process writes its own pid before its first instruction, so that it is known
 /// however soon we are killed.
 pub(crate) struct Mark {
     pub(crate) file: File,
-    /// JSON up to the pid, which with `}` completes it.
-    pub(crate) prefix: Vec<u8>,
+    /// Where [`PID_DIGITS`] bytes are kept for the pid.
+    pub(crate) pid_at: u64,
 }
+
+/// Room for any pid.
+pub(crate) const PID_DIGITS: usize = 10;
 
 /// What has to be true of this process before it has children: it takes over their orphans, and neither it nor they
 /// gain privileges by a setuid program.
@@ -52,16 +55,23 @@ pub(crate) fn prepare() -> anyhow::Result<()> {
     rustix::thread::set_no_new_privs(true).context("setting no-new-privileges")
 }
 
-/// The job's environment: ours without the agent's own settings (every `OTTO_` variable except `OTTO_JOB_`), with `set`.
+/// Names, separated by commas, of further variables that are meant for the agent only.
+const AGENT_ENV: &str = "OTTO_AGENT_ENV";
+
+/// The job's environment: ours without the agent's own settings (every `OTTO_` variable except `OTTO_JOB_`, and what
+/// `OTTO_AGENT_ENV` names), with `set`.
 pub(crate) fn environment(
     ours: impl Iterator<Item = (OsString, OsString)>,
     set: &[(&str, &str)],
 ) -> Vec<(OsString, OsString)> {
+    let ours: Vec<_> = ours.collect();
+    let named = ours.iter().find(|(name, _)| name == AGENT_ENV).map(|(_, value)| value.clone()).unwrap_or_default();
     let of_agent = |name: &OsStr| {
         let name = name.as_bytes();
-        name.starts_with(b"OTTO_") && !name.starts_with(b"OTTO_JOB_")
+        (name.starts_with(b"OTTO_") && !name.starts_with(b"OTTO_JOB_"))
+            || named.as_bytes().split(|byte| *byte == b',').any(|named| named == name)
     };
-    let mut kept: Vec<_> = ours.filter(|(name, _)| !of_agent(name)).collect();
+    let mut kept: Vec<_> = ours.into_iter().filter(|(name, _)| !of_agent(name)).collect();
     for (name, value) in set {
         kept.retain(|(other, _)| other != name);
         kept.push(((*name).into(), (*value).into()));
@@ -124,20 +134,17 @@ pub(crate) fn launch(
 
 /// Without allocating: this runs between fork and exec.
 fn write_mark(mark: &Mark) -> io::Result<()> {
-    let mut digits = [0u8; 12];
-    let mut at = digits.len();
+    let mut digits = [b' '; PID_DIGITS];
     let mut rest = getpid().as_raw_nonzero().get().unsigned_abs();
-    at -= 1;
-    digits[at] = b'}';
-    while rest > 0 {
-        at -= 1;
-        digits[at] = b'0' + (rest % 10) as u8;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
         rest /= 10;
-    }
-    for part in [&mark.prefix[..], &digits[at..]] {
-        if rustix::io::write(&mark.file, part)? != part.len() {
-            return Err(Errno::NOSPC.into());
+        if rest == 0 {
+            break;
         }
+    }
+    if rustix::io::pwrite(&mark.file, &digits, mark.pid_at)? != digits.len() {
+        return Err(Errno::NOSPC.into());
     }
     Ok(())
 }
@@ -176,8 +183,16 @@ mod tests {
 
     #[test]
     fn the_agents_settings_are_not_the_jobs() {
-        let ours = [("PATH", "/bin"), ("OTTO_TASK_ID", "t"), ("OTTO_JOB_REASON", "r"), ("OTTOX", "1"), ("A", "b")];
-        let ours = ours.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let ours = [
+            ("PATH", "/bin"),
+            ("OTTO_TASK_ID", "t"),
+            ("OTTO_JOB_REASON", "r"),
+            ("OTTOX", "1"),
+            ("A", "b"),
+            ("RUST_LOG", "x"),
+        ];
+        let ours = ours.into_iter().chain([("OTTO_AGENT_ENV", "RUST_LOG,OTEL_X")]);
+        let ours = ours.map(|(name, value)| (name.into(), value.into()));
         let job = environment(ours, &[("A", "c"), ("OTTO_JOB_TASK_ID", "t")]);
         let names: Vec<_> = job.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
         assert_eq!(names, ["PATH=/bin", "OTTO_JOB_REASON=r", "OTTOX=1", "A=c", "OTTO_JOB_TASK_ID=t"]);
