@@ -81,6 +81,20 @@ export function withQuery(path, params) {
 
 // The server sends a comment at least every 15 s.
 const SILENCE_MS = 40_000;
+// A browser has few connections for one server, shared by all its tabs: one that is not looked at gives its own back.
+const HIDDEN_MS = 15_000;
+
+const seen = (signal) =>
+  new Promise((resolve) => {
+    const look = () => {
+      if (document.visibilityState !== "visible" && !signal.aborted) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    };
+    document.addEventListener("visibilitychange", look);
+    signal.addEventListener("abort", look);
+    look();
+  });
 
 /**
  * A stream of events that reconnects by itself and resumes after the last event it has seen.
@@ -95,6 +109,7 @@ export class EventStream {
   #wake = null;
   #lastId = "";
   #delay = 500;
+  #resting = false;
 
   constructor(url, { onEvent, onState }) {
     this.#url = url;
@@ -116,6 +131,8 @@ export class EventStream {
   async #run() {
     const closed = this.#control.signal;
     while (!closed.aborted) {
+      await seen(closed);
+      if (closed.aborted) return;
       this.#onState("connecting");
       let error = null;
       try {
@@ -127,6 +144,10 @@ export class EventStream {
         error = caught;
       }
       if (closed.aborted) return;
+      if (this.#resting) {
+        this.#resting = false;
+        continue;
+      }
       if (error instanceof Problem && error.status >= 400 && error.status < 500 && ![408, 429].includes(error.status)) {
         this.#onState("failed", { error });
         return;
@@ -152,6 +173,16 @@ export class EventStream {
     const attempt = new AbortController();
     const stop = () => attempt.abort();
     closed.addEventListener("abort", stop);
+    let rest = 0;
+    const visibility = () => {
+      clearTimeout(rest);
+      if (document.visibilityState === "visible") return;
+      rest = setTimeout(() => {
+        this.#resting = true;
+        stop();
+      }, HIDDEN_MS);
+    };
+    document.addEventListener("visibilitychange", visibility);
     let watchdog = setTimeout(stop, SILENCE_MS);
     try {
       const headers = { Accept: "text/event-stream" };
@@ -186,6 +217,8 @@ export class EventStream {
       }
     } finally {
       clearTimeout(watchdog);
+      clearTimeout(rest);
+      document.removeEventListener("visibilitychange", visibility);
       closed.removeEventListener("abort", stop);
       attempt.abort();
     }

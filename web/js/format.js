@@ -64,6 +64,7 @@ const STATES = {
   stopped: ["⊘", "stopped", "off"],
   ended: ["■", "ended", "off"],
   lost: ["✕", "lost", "bad"],
+  idle: ["○", "quiet", "off"],
   unknown: ["?", "unknown", "off"],
 };
 

@@ -7,6 +7,7 @@ const PAGE = 500;
 const KEEP_PAGES = 40;
 const KEEP_BYTES = 24_000_000;
 const AT_ONCE = 2;
+const PAUSE_MS = 2000;
 
 export class IndexedSource {
   #path;
@@ -178,7 +179,7 @@ export class IndexedSource {
   }
 
   #newPage(number) {
-    const page = { number, rows: new Map(), bytes: 0 };
+    const page = { number, rows: new Map(), bytes: 0, notBefore: 0 };
     this.#pages.set(number, page);
     return page;
   }
@@ -211,7 +212,7 @@ export class IndexedSource {
   #full(number) {
     const page = this.#pages.get(number);
     if (!page) return false;
-    return this.#missing(page) === 0;
+    return page.notBefore > performance.now() || this.#missing(page) === 0;
   }
 
   // First sequence of a page that is not there; 0: none.
@@ -254,8 +255,11 @@ export class IndexedSource {
         for (const gap of answer.gaps) this.addGap(gap);
         this.#changed();
         const next = this.#missing(page);
-        // No progress: what is missing is neither stored nor explained (yet); the next status tells.
-        if (next === from) break;
+        // No progress: what is missing is neither stored nor explained (yet).
+        if (next === from) {
+          page.notBefore = performance.now() + PAUSE_MS;
+          break;
+        }
         from = next;
       }
       this.#failed(null);
@@ -265,7 +269,7 @@ export class IndexedSource {
         this.#retry = setTimeout(() => {
           this.#retry = 0;
           this.#work();
-        }, 2000);
+        }, PAUSE_MS);
       }
     } finally {
       this.#busy.delete(number);

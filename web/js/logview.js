@@ -41,7 +41,7 @@ export class LogView {
     this.#options = options;
     const n = this.#nodes;
     const toggle = (label, title, name, onclick) => h("button", { type: "button", class: `toggle ${name}`, title, "aria-pressed": "false", onclick }, label);
-    n.query = h("input", { type: "search", class: "query", placeholder: "Filter lines", "aria-label": "Filter lines", autocomplete: "off", autocapitalize: "off", spellcheck: "false", maxlength: "1000", oninput: () => this.#typed(), onkeydown: (event) => event.key === "Enter" && this.#apply() });
+    n.query = h("input", { type: "search", class: "query", placeholder: "Filter lines", "aria-label": "Filter lines", autocomplete: "off", autocapitalize: "off", spellcheck: "false", maxlength: "400", oninput: () => this.#typed(), onkeydown: (event) => event.key === "Enter" && this.#apply() });
     n.regex = toggle(".*", "Regular expression", "regex", () => this.#flip(n.regex));
     n.exact = toggle("Aa", "Match case", "exact", () => this.#flip(n.exact));
     n.level = h("select", { "aria-label": "Level", onchange: () => this.#apply() }, ...LEVELS.map(([value, text]) => h("option", { value }, text)));
@@ -241,7 +241,11 @@ export class LogView {
         if (this.#stream !== stream && this.#stream !== null) return;
         if (state === "open" || state === "ended") this.#options.lost("");
         else if (state === "lost") this.#options.lost("Connection to the log server lost, trying again …");
-        else if (state === "failed") this.#failed(detail.error);
+        else if (state === "failed" && detail.error.body?.parameter === "after") {
+          // The server no longer knows the place (its data are others): from the beginning.
+          this.#open();
+          return;
+        } else if (state === "failed") this.#failed(detail.error);
         if (state === "ended" || state === "failed") this.#ended = true;
       },
     });

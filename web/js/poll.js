@@ -1,4 +1,6 @@
-// Repeats a request while the page is visible.
+// Repeats a request; slowly while the page is not visible.
+
+const HIDDEN_MS = 15_000;
 
 /** Calls `work()` now, then again `delay()` ms after it was done. `failed(error | null)`: after each. */
 export class Poll {
@@ -49,8 +51,9 @@ export class Poll {
       if (!this.#closed) this.#failed(error);
     }
     this.#running = false;
-    if (this.#closed || document.visibilityState !== "visible") return;
-    const wait = this.#failures === 0 ? this.#delay() : Math.min(15_000, 1000 * 2 ** this.#failures) * (0.5 + Math.random() / 2);
+    if (this.#closed) return;
+    let wait = this.#failures === 0 ? this.#delay() : Math.min(15_000, 1000 * 2 ** this.#failures) * (0.5 + Math.random() / 2);
+    if (document.visibilityState !== "visible") wait = Math.max(wait, HIDDEN_MS);
     this.#timer = setTimeout(() => this.now(), wait);
   }
 }

@@ -140,6 +140,7 @@ export class TaskView {
     if (this.#nodes.state.dataset.name !== name) {
       this.#nodes.state.dataset.name = name;
       this.#nodes.state.replaceChildren(badge(name));
+      document.title = `${state(name)[0]} ${this.#task} – Ottoscaler logs`;
     }
     const { repository, commit_sha: commit, triggered_by: by, reason } = task.context;
     setText(this.#nodes.context, [repository && commit ? `${repository}@${commit.slice(0, 12)}` : repository || commit, by && `triggered by ${by}`, reason, `since ${dateTime(task.first_seen_at)}`].filter(Boolean).join(" · "));

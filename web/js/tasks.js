@@ -18,7 +18,7 @@ export function taskState(task, now = Date.now()) {
 
 /** Badge of a state: a sign and a word. */
 export function badge(name) {
-  const [sign, word, kind] = name === "idle" ? ["○", "quiet", "off"] : state(name);
+  const [sign, word, kind] = state(name);
   return h("span", { class: `badge ${kind}`, title: name === "idle" ? "nobody told of an end; nothing has happened for a while" : null }, h("span", { "aria-hidden": "true" }, sign), ` ${word}`);
 }
 

@@ -12,7 +12,9 @@ const STREAMS: usize = 1_000;
 /// Downloads at the same time.
 const DOWNLOADS: usize = 64;
 /// Searches at the same time: each takes a processor and some megabytes.
-const READS: usize = 16;
+const READS: usize = 8;
+/// Logs measured at the same time, for the length of a download.
+const MEASURES: usize = 2;
 /// How long a search waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -22,6 +24,7 @@ pub(super) struct Limits {
     streams: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    measures: Arc<Semaphore>,
 }
 
 impl Default for Limits {
@@ -30,6 +33,7 @@ impl Default for Limits {
             streams: Arc::new(Semaphore::new(STREAMS)),
             downloads: Arc::new(Semaphore::new(DOWNLOADS)),
             reads: Arc::new(Semaphore::new(READS)),
+            measures: Arc::new(Semaphore::new(MEASURES)),
         }
     }
 }
@@ -53,5 +57,10 @@ impl Limits {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Problem::busy("too many searches are under way", 2)),
         }
+    }
+
+    /// Waits for its turn to measure.
+    pub(super) async fn measuring(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.measures.clone().acquire_owned().await.map_err(|_| Problem::busy("the log server is ending", 5))
     }
 }

@@ -1,5 +1,7 @@
 //! Lines as JSON, a window at a time.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::response::Response;
 use http::Uri;
@@ -110,21 +112,22 @@ async fn answer(
         Some(from) => Some(Position { runs: runs.iter().map(|run| (run.id, from.max(1))).collect(), event: 0 }),
         None => before.or(after),
     };
-    let wanted = Wanted {
-        runs: &runs,
-        from: begin.as_ref(),
+    let known_event = begin.as_ref().map_or(0, |position| position.event);
+    let wanted = Arc::new(Wanted {
+        runs,
+        from: begin,
         to_sequence: to,
         direction,
         limit: usize::try_from(tail.or(limit).unwrap_or(DEFAULT_LIMIT)).unwrap_or(1),
-        matcher: &matcher,
-    };
+        matcher,
+    });
     let _permit = shared.limits.reads().await?;
-    let mut found = window::read(&shared.app.store, wanted).await?;
+    let mut found = window::read(&shared.app.store, wanted.clone()).await?;
     // Events are no part of this answer; a stream that goes on after it tells those that are new then.
-    let known = begin.map_or(0, |position| position.event);
-    let event = position::next_event(&shared.app.store, question.task_id, known).await?;
+    let event = position::next_event(&shared.app.store, question.task_id, known_event).await?;
     (found.before.event, found.after.event) = (event, event);
-    let next_from = match &runs[..] {
+    let runs = &wanted.runs[..];
+    let next_from = match runs {
         [run] if found.has_after => found.after.runs.get(&run.id).copied(),
         _ => None,
     };
@@ -132,8 +135,8 @@ async fn answer(
         task_id: question.task_id,
         lines: found.lines.iter().map(Line::from).collect(),
         gaps: found.gaps.iter().filter_map(Gap::of).collect(),
-        before: found.before.encode(question, &runs),
-        after: found.after.encode(question, &runs),
+        before: found.before.encode(question, runs),
+        after: found.after.encode(question, runs),
         has_before: found.has_before,
         has_after: found.has_after,
         next_from,

@@ -44,10 +44,12 @@ pub(super) async fn raw(
     let runs = super::worker_runs(&shared, &task_id, &worker_id, params.one("run")?).await?;
 
     let mut parts = Vec::with_capacity(runs.len());
+    let measuring = shared.limits.measuring().await?;
     for run in runs {
         let measured = shared.measures.measure(&shared.app.store, &run, source).await?;
         parts.push(Part { run, measured });
     }
+    drop(measuring);
     let length: u64 = parts.iter().map(|part| part.measured.bytes).sum();
     let tag = entity_tag(&parts, source);
     let asked = if range::holds(headers.get(header::IF_RANGE), &tag) { headers.get(header::RANGE) } else { None };

@@ -8,6 +8,7 @@ mod lane;
 
 use std::collections::BinaryHeap;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use otto_log_store::{ReadError, RunInfo, Store};
@@ -27,16 +28,16 @@ pub(super) enum Direction {
 }
 
 /// What is wanted.
-pub(super) struct Wanted<'a> {
-    pub(super) runs: &'a [RunInfo],
+pub(super) struct Wanted {
+    pub(super) runs: Vec<RunInfo>,
     /// Forwards: where to begin. Backwards: the lines before it. `None`: the start, or the end.
-    pub(super) from: Option<&'a Position>,
+    pub(super) from: Option<Position>,
     /// Forwards: no line after this sequence.
     pub(super) to_sequence: Option<u64>,
     pub(super) direction: Direction,
     /// At most so many lines.
     pub(super) limit: usize,
-    pub(super) matcher: &'a Matcher,
+    pub(super) matcher: Matcher,
 }
 
 /// A piece of the log, older lines first.
@@ -76,16 +77,22 @@ impl Budget {
     }
 }
 
-/// Reads a window.
-pub(super) async fn read(store: &Store, wanted: Wanted<'_>) -> Result<Window, ReadError> {
+/// Reads a window, on a thread of its own: a search can keep a processor busy, and those that serve have others waiting.
+pub(super) async fn read(store: &Store, wanted: Arc<Wanted>) -> Result<Window, ReadError> {
+    let (store, runtime) = (store.clone(), tokio::runtime::Handle::current());
+    let task = tokio::task::spawn_blocking(move || runtime.block_on(search(&store, &wanted)));
+    task.await.unwrap_or_else(|error| Err(ReadError::Io(error.to_string())))
+}
+
+async fn search(store: &Store, wanted: &Wanted) -> Result<Window, ReadError> {
     let mut budget = Budget { deadline: Instant::now() + MAX_TIME, bytes: 0, searched: 0 };
     let chunk = (wanted.limit * 2 / wanted.runs.len().max(1)).clamp(16, wanted.limit.max(16));
     let mut lanes: Vec<Lane<'_>> = wanted
         .runs
         .iter()
-        .map(|run| Lane::new(run, wanted.direction, wanted.from, wanted.to_sequence, chunk))
+        .map(|run| Lane::new(run, wanted.direction, wanted.from.as_ref(), wanted.to_sequence, chunk))
         .collect();
-    let taken = merge(store, &mut lanes, &wanted, &mut budget).await?;
+    let taken = merge(store, &mut lanes, wanted, &mut budget).await?;
 
     let (mut edges, mut starts) = (Position::default(), Position::default());
     let mut more = false;
@@ -118,7 +125,7 @@ pub(super) async fn read(store: &Store, wanted: Wanted<'_>) -> Result<Window, Re
 async fn merge(
     store: &Store,
     lanes: &mut [Lane<'_>],
-    wanted: &Wanted<'_>,
+    wanted: &Wanted,
     budget: &mut Budget,
 ) -> Result<VecDeque<LogLine>, ReadError> {
     let mut heap: BinaryHeap<(i128, usize)> =
@@ -139,7 +146,7 @@ async fn merge(
             // What comes next in this lane is not known, so nothing can follow.
             break;
         } else {
-            lane.load(store, wanted.matcher, budget).await?;
+            lane.load(store, &wanted.matcher, budget).await?;
         }
         heap.push((lane.rank(), reversed));
     }

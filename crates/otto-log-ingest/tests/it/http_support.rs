@@ -28,13 +28,13 @@ use tonic::transport::Channel;
 /// The program with a directory of its own.
 pub(crate) struct Server {
     pub(crate) program: LogIngest,
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
 }
 
 impl Server {
     pub(crate) async fn start(extra: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { program: LogIngest::start(dir.path(), extra).await.unwrap(), dir }
+        Self { program: LogIngest::start(dir.path(), extra).await.unwrap(), _dir: dir }
     }
 
     pub(crate) fn http_addr(&self) -> String {

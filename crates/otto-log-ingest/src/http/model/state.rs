@@ -75,7 +75,7 @@ pub(super) fn run_summary(run: &LogRun, worker_ended: bool) -> String {
         Some(finish) => format!("incomplete, {lines} of {} lines{missing}", grouped(finish.last_sequence)),
         None if run.connected => format!("live, {} so far{missing}", counted(run.lines)),
         None if worker_ended => {
-            format!("ended without its last word, {} stored, more may be missing{missing}", counted(run.lines))
+            format!("{} stored, its end was never told, more may be missing{missing}", counted(run.lines))
         }
         None => format!("not connected now, {} so far{missing}", counted(run.lines)),
     }
@@ -172,7 +172,7 @@ mod tests {
         assert!(run_summary(&run(45, Some(50), many), true).ends_with("; and 2 more gaps"));
         assert_eq!(
             run_summary(&run(7, None, vec![gap(8, 0, log_gap::Reason::AgentLost)]), true),
-            "ended without its last word, 7 lines stored, more may be missing; lines from 8 on lost with the worker's agent"
+            "7 lines stored, its end was never told, more may be missing; lines from 8 on lost with the worker's agent"
         );
         assert_eq!(run_summary(&LogRun { connected: true, ..run(1, None, vec![]) }, false), "live, 1 line so far");
     }
