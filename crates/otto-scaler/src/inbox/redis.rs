@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use self::dead_letters::RedisDeadLetters;
 use self::keys::{EventStart, Keys};
-use self::link::{Health, Link, Url};
+use self::link::{Link, Url};
 use self::progress::Progress;
 use self::session::Inbox;
 use self::worker_events::RedisWorkerEvents;
@@ -117,11 +117,6 @@ impl Redis {
     /// The reader of the event stream.
     pub(crate) fn inbox(&self, target: Arc<dyn Target>, metrics: Metrics) -> Inbox {
         Inbox::new(self.clone(), target, metrics)
-    }
-
-    /// Whether Redis answered last time it was asked. What nobody uses notices nothing: ping the store.
-    pub(crate) fn health(&self) -> watch::Receiver<Health> {
-        self.link.health()
     }
 }
 

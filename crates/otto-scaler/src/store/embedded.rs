@@ -3,7 +3,7 @@
 //! One thread owns the file. Writes that are waiting together become durable together (one fsync), each with its own
 //! comparison of versions. After an I/O error the file is closed, and opened and checked again for the next request.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
@@ -73,7 +73,7 @@ impl EmbeddedStore {
     }
 }
 
-fn serve(path: &PathBuf, mut open: Option<File>, mut requests: mpsc::Receiver<Request>) {
+fn serve(path: &Path, mut open: Option<File>, mut requests: mpsc::Receiver<Request>) {
     let mut next = requests.blocking_recv();
     while let Some(request) = next.take() {
         let file = match open.take().map_or_else(|| File::open(path), Ok) {

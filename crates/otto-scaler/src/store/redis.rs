@@ -16,10 +16,13 @@ use crate::inbox::redis::link::Link;
 use crate::inbox::redis::progress::Progress;
 use crate::task::{EntryId, Millis, Record};
 
-static PUT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/put.lua")));
+static PUT: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("../inbox/redis/ids.lua"), include_str!("redis/put.lua"))));
 static REMOVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/remove.lua")));
 static EXPIRE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/expire.lua")));
-static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../inbox/redis/acknowledge.lua")));
+static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(include_str!("../inbox/redis/ids.lua"), include_str!("../inbox/redis/acknowledge.lua")))
+});
 
 /// What is written to `format`; a record with a higher one is of a newer version of this program.
 const FORMAT: u32 = 1;

@@ -106,8 +106,8 @@ impl RedisDeadLetters {
             .map_err(|e| unavailable(&self.dead, &e))?;
         let Some(letter) = found.0.pop() else { return Ok(None) };
         if own(&letter, TRUNCATED).is_some() {
-            let message = format!("dead letter {id} is too large to be replayed: only a part of it was kept");
-            return Err(StoreError::Unavailable(message));
+            let reason = format!("dead letter {id} holds only a part of it, it was too large");
+            return Err(StoreError::Corrupt { task_id: own(&letter, "entry_id").unwrap_or_default(), reason });
         }
         let entry_id = own(&letter, "entry_id").unwrap_or_default();
         let mut fields = original(&letter);

@@ -1,36 +1,25 @@
 -- Makes sure that the consumer group exists, and begins where nothing is missed and nothing is done twice.
 --
--- KEYS: event stream, highest applied id
+-- KEYS: event stream, highest applied id, what was told of entries deleted unread
 -- ARGV: group, where a first start begins ('0', '$', an id, or 'auto'), with 'auto': oldest id that may be read ('MS-0')
 -- Answers {what was done, the id after which it reads, entries skipped}.
 --   exists     it was there
 --   first      created for the first time
 --   recreated  it was lost: created again from the highest applied id
 --   replaced   the stream was lost and has new entries with lower ids: created from 0
-local stream, highest, group, start, oldest = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
-
-local function above(a, b)
-  local am, as = string.match(a, '^(%d+)-(%d+)$')
-  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
-  if am ~= bm then return #am > #bm or (#am == #bm and am > bm) end
-  return #as > #bs or (#as == #bs and as > bs)
-end
-
-local function field(flat, name)
-  for i = 1, #flat, 2 do
-    if flat[i] == name then return flat[i + 1] end
-  end
-end
+local stream, highest, unread = KEYS[1], KEYS[2], KEYS[3]
+local group, start, oldest = ARGV[1], ARGV[2], ARGV[3]
 
 local exists = redis.call('EXISTS', stream) == 1
-local last = '0-0'
+local last, deleted = '0-0', '0-0'
 if exists then
   for _, found in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
     if field(found, 'name') == group then
       return {'exists', field(found, 'last-delivered-id'), 0}
     end
   end
-  last = field(redis.call('XINFO', 'STREAM', stream), 'last-generated-id')
+  local info = redis.call('XINFO', 'STREAM', stream)
+  last, deleted = field(info, 'last-generated-id'), field(info, 'max-deleted-entry-id') or deleted
 end
 
 local applied = redis.call('GET', highest)
@@ -62,4 +51,6 @@ elseif start == '0' then
 end
 redis.call('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
 redis.call('SET', highest, start)
+-- What was deleted before the first start was never meant for this group.
+redis.call('HSET', unread, 'before', deleted)
 return {'first', start, skipped}

@@ -10,11 +10,14 @@ use super::keys::{EventStart, Keys};
 use super::link::Link;
 use crate::task::EntryId;
 
-static ENSURE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ensure_group.lua")));
+static ENSURE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("ids.lua"), include_str!("ensure_group.lua"))));
 static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("claim.lua")));
 static APPLIED_BEFORE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("applied_before.lua")));
-static TRIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("trim.lua")));
-static UNREAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("unread.lua")));
+static TRIM: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("ids.lua"), include_str!("trim.lua"))));
+static UNREAD: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("ids.lua"), include_str!("unread.lua"))));
 
 /// The one consumer of the group: only the leader reads, and a new leader takes over what the old one left.
 const CONSUMER: &str = "otto-scaler";
@@ -52,6 +55,7 @@ impl Group {
         let (done, id, skipped): (String, String, u64) = ENSURE
             .key(&self.keys.stream)
             .key(self.keys.applied())
+            .key(self.keys.lost_unread())
             .arg(&self.keys.group)
             .arg(start.to_string())
             .arg(format!("{}-0", before(retention)))

@@ -65,7 +65,7 @@ impl Keys {
         format!("{}:lost", self.prefix)
     }
 
-    /// What was last reported of entries that were deleted before they were read.
+    /// Hash: what was last reported of entries that were deleted before they were read.
     pub(crate) fn lost_unread(&self) -> String {
         format!("{}:lost:unread", self.prefix)
     }

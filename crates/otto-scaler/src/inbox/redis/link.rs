@@ -14,7 +14,6 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline,
     ProtocolVersion, RedisError, RedisFuture, RedisResult, ServerErrorKind, TlsCertificates, Value,
 };
-use tokio::sync::watch;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,7 +74,7 @@ impl fmt::Debug for Url {
     }
 }
 
-/// Whether it does its work.
+/// Whether events are being read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
     Serving,
@@ -93,7 +92,6 @@ struct Shared {
     state: Mutex<State>,
     /// Held by the one who connects.
     connecting: tokio::sync::Mutex<()>,
-    health: watch::Sender<Health>,
 }
 
 #[derive(Default)]
@@ -121,24 +119,17 @@ impl Link {
             // An error means that the program has chosen a provider already.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let (health, _) = watch::channel(Health::NotServing("not connected yet".to_owned()));
         Self(Arc::new(Shared {
             configured: url,
             certificates: ca.map(|root| TlsCertificates { client_tls: None, root_cert: Some(root) }),
             state: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
-            health,
         }))
     }
 
     /// Host and port for messages.
     pub(crate) fn host(&self) -> String {
         self.0.configured.host()
-    }
-
-    /// Whether Redis answers, as far as is known.
-    pub(crate) fn health(&self) -> watch::Receiver<Health> {
-        self.0.health.subscribe()
     }
 
     /// A connection of its own for commands that block for up to `block`.
@@ -182,7 +173,6 @@ impl Link {
                     state.current = Some(connection.clone());
                     state.generation
                 };
-                self.set_health(Health::Serving);
                 Ok((generation, connection))
             }
             Err(error) => {
@@ -193,7 +183,6 @@ impl Link {
                     // The node may be gone for good; the configured address knows better.
                     state.moved = None;
                 }
-                self.set_health(Health::NotServing(self.describe(&error)));
                 Err(error)
             }
         }
@@ -277,8 +266,6 @@ impl Link {
             if moved.is_some() {
                 state.moved = moved;
             }
-            drop(state);
-            self.set_health(Health::NotServing(self.describe(error)));
         }
         // After a timeout the caller has waited long enough.
         !error.is_timeout()
@@ -305,14 +292,6 @@ impl Link {
         }
     }
 
-    fn set_health(&self, health: Health) {
-        self.0.health.send_if_modified(|current| {
-            let changed = *current != health;
-            *current = health;
-            changed
-        });
-    }
-
     /// An error for people: which Redis, and what was wrong.
     pub(crate) fn describe(&self, error: &RedisError) -> String {
         format!("Redis at {} (--redis-url): {error}", self.host())
@@ -323,14 +302,17 @@ impl ConnectionLike for Link {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
             let (generation, mut connection) = self.connection().await?;
-            match connection.req_packed_command(command).await {
-                Err(error) if self.failed(generation, &error) => {
+            let answer = connection.req_packed_command(command).await;
+            match refused(answer.as_ref().map(std::slice::from_ref)) {
+                Some(error) if self.failed(generation, &error) => {
                     let (generation, mut connection) = self.connection().await?;
-                    connection.req_packed_command(command).await.inspect_err(|error| {
-                        self.failed(generation, error);
-                    })
+                    let answer = connection.req_packed_command(command).await;
+                    if let Some(error) = refused(answer.as_ref().map(std::slice::from_ref)) {
+                        self.failed(generation, &error);
+                    }
+                    answer
                 }
-                answer => answer,
+                _ => answer,
             }
         })
     }
@@ -343,19 +325,33 @@ impl ConnectionLike for Link {
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
             let (generation, mut connection) = self.connection().await?;
-            match connection.req_packed_commands(pipeline, offset, count).await {
-                Err(error) if self.failed(generation, &error) => {
+            let answers = connection.req_packed_commands(pipeline, offset, count).await;
+            match refused(answers.as_deref()) {
+                Some(error) if self.failed(generation, &error) => {
                     let (generation, mut connection) = self.connection().await?;
-                    connection.req_packed_commands(pipeline, offset, count).await.inspect_err(|error| {
-                        self.failed(generation, error);
-                    })
+                    let answers = connection.req_packed_commands(pipeline, offset, count).await;
+                    if let Some(error) = refused(answers.as_deref()) {
+                        self.failed(generation, &error);
+                    }
+                    answers
                 }
-                answer => answer,
+                _ => answers,
             }
         })
     }
 
     fn get_db(&self) -> i64 {
         self.0.configured.0.redis_settings().db()
+    }
+}
+
+/// The first error: of the connection, or the answer to one of the commands.
+fn refused(answers: Result<&[Value], &RedisError>) -> Option<RedisError> {
+    match answers {
+        Ok(answers) => answers.iter().find_map(|answer| match answer {
+            Value::ServerError(error) => Some(error.clone().into()),
+            _ => None,
+        }),
+        Err(error) => Some(error.clone()),
     }
 }

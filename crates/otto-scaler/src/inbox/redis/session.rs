@@ -20,7 +20,7 @@ use super::link::Health;
 use super::{Redis, STRAY, Target};
 use crate::controller::{Applied, ApplyError};
 use crate::event::parse;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ResultLabel};
 use crate::store::StoreError;
 use crate::store::redis::RedisStore;
 use crate::task::EntryId;
@@ -37,6 +37,8 @@ const READ_BYTES: usize = 4 * 1024 * 1024;
 const UNDER_WAY: usize = 256;
 /// After a failure, so long for the answers of what is under way, before it is submitted again.
 const SETTLE: Duration = Duration::from_secs(10);
+/// A session that lasted so long did well.
+const STEADY: Duration = Duration::from_secs(5);
 /// A group that holds back this many entries from being trimmed is named in the log.
 const HELD_BACK: u64 = 100_000;
 
@@ -87,7 +89,8 @@ impl Inbox {
     /// controller's writes.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-        while let Some(Err(error)) = stop.run_until_cancelled(self.session(&mut backoff)).await {
+        let mut began = Instant::now();
+        while let Some(Err(error)) = stop.run_until_cancelled(self.session()).await {
             let reason = match &error {
                 Failed::Stopping => break,
                 Failed::Redis(error) => self.redis.link.describe(error),
@@ -103,20 +106,25 @@ impl Inbox {
             if news {
                 tracing::warn!(stream = self.group.keys.stream, "{reason}; trying again");
             }
+            // One that fails as soon as it has begun is not tried ever faster.
+            if began.elapsed() >= STEADY {
+                backoff.reset();
+            }
             if stop.run_until_cancelled(tokio::time::sleep(backoff.next())).await.is_none() {
                 break;
             }
+            began = Instant::now();
         }
         self.health.send_replace(Health::NotServing("not reading any more".to_owned()));
     }
 
-    async fn session(&self, backoff: &mut Backoff) -> Result<Infallible, Failed> {
+    async fn session(&self) -> Result<Infallible, Failed> {
         let position = self.group.ensure(self.redis.options.start, self.redis.options.retention).await?;
         self.redis.progress.reset(position.marker);
         self.dead_letters.prepare().await?;
         let reader = self.redis.link.dedicated(BLOCK).await?;
         let mut pump = Pump { inbox: self, under_way: FuturesUnordered::new() };
-        match self.read_on(reader, &position, &mut pump, backoff).await {
+        match self.read_on(reader, &position, &mut pump).await {
             // Everything under way answers before any of it is submitted again.
             Err(error) => {
                 let _ = tokio::time::timeout(SETTLE, pump.drain()).await;
@@ -131,7 +139,6 @@ impl Inbox {
         reader: MultiplexedConnection,
         position: &Position,
         pump: &mut Pump<'_>,
-        backoff: &mut Backoff,
     ) -> Result<Infallible, Failed> {
         self.tell_unread().await?;
         self.claim(pump, Duration::ZERO).await?;
@@ -140,7 +147,6 @@ impl Inbox {
             self.redis.progress.known_up_to(delivered);
         }
         self.tell_lost().await?;
-        backoff.reset();
         if self.health.send_replace(Health::Serving) != Health::Serving {
             tracing::info!(stream = self.group.keys.stream, redis = %self.redis.link.host(), "reading events");
         }
@@ -232,9 +238,7 @@ impl Inbox {
                 unread.count,
                 unread.after
             );
-            for _ in 0..unread.count {
-                self.metrics.event("lost");
-            }
+            self.metrics.events.get_or_create(&ResultLabel { result: "lost" }).inc_by(unread.count);
             self.target.lost(unread.id);
         }
         Ok(())

@@ -7,9 +7,11 @@ use std::time::Instant;
 
 use otto_testkit::{RedisServer, eventually};
 use redis::aio::MultiplexedConnection;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::link::Health;
 use super::*;
 use crate::apply::{self, Decision, Defaults};
 use crate::controller::Change;
@@ -53,8 +55,8 @@ fn id(text: &str) -> EntryId {
 /// Decides as the controller does, one event of a task at a time, and counts what it was given.
 struct Fake {
     store: RedisStore,
-    /// Held while an event is applied: the order is that of `submit`.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    /// By task, held while an event is applied: the order is that of `submit`.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     seen: Mutex<Vec<(EntryId, String)>>,
     changed: Mutex<HashMap<String, usize>>,
     lost: Mutex<Vec<EntryId>>,
@@ -66,7 +68,7 @@ impl Fake {
     fn new(store: RedisStore) -> Arc<Self> {
         Arc::new(Self {
             store,
-            turn: Arc::default(),
+            turns: Mutex::default(),
             seen: Mutex::default(),
             changed: Mutex::default(),
             lost: Mutex::default(),
@@ -127,19 +129,19 @@ impl Target for FakeTarget {
     ) -> BoxFuture<'_, Result<oneshot::Receiver<Result<Applied, ApplyError>>, ApplyError>> {
         let (reply, answer) = oneshot::channel();
         let fake = Arc::clone(&self.0);
-        let turn = Arc::clone(&fake.turn);
         Box::pin(async move {
-            let turn = turn.lock_owned().await;
             fake.seen.lock().unwrap().push((event.entry.unwrap(), event.task_id.clone()));
             let fails = fake.fail.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+            let turn = Arc::clone(fake.turns.lock().unwrap().entry(event.task_id.clone()).or_default());
             tokio::spawn(async move {
+                // First come, first served; and they come in the order in which they were spawned.
+                let _turn = turn.lock().await;
                 let unavailable = |message: String| ApplyError::Unavailable { retry_after: 1, message };
                 let result = if fails {
                     Err(unavailable("told to fail".to_owned()))
                 } else {
                     fake.decide(&event).await.map_err(|e| unavailable(e.to_string()))
                 };
-                drop(turn);
                 let _ = reply.send(result);
             });
             Ok(answer)

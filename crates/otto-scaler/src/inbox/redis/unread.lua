@@ -1,21 +1,8 @@
 -- Tells how many entries were deleted or trimmed before the group read them, once for the same loss.
 --
--- KEYS: event stream, what was told last
+-- KEYS: event stream, what was told
 -- ARGV: group
 -- Answers {how many (at least), an id that names the loss, the id after which the group reads} or {0}.
-local function above(a, b)
-  local am, as = string.match(a, '^(%d+)-(%d+)$')
-  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
-  if am ~= bm then return #am > #bm or (#am == #bm and am > bm) end
-  return #as > #bs or (#as == #bs and as > bs)
-end
-
-local function field(flat, name)
-  for i = 1, #flat, 2 do
-    if flat[i] == name then return flat[i + 1] end
-  end
-end
-
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0} end
 local stream = redis.call('XINFO', 'STREAM', KEYS[1])
 local group
@@ -33,12 +20,13 @@ if type(read) == 'number' and above(last, delivered) and (not first or above(fir
   count = field(stream, 'entries-added') - read - redis.call('XLEN', KEYS[1])
   id = last
 end
-if deleted and above(deleted, delivered) then
+local before = redis.call('HGET', KEYS[2], 'before') or '0-0'
+if deleted and above(deleted, delivered) and above(deleted, before) then
   count = math.max(count, 1)
   id = deleted
 end
 if count <= 0 then return {0} end
 local told = delivered .. ' ' .. count .. ' ' .. id
-if redis.call('GET', KEYS[2]) == told then return {0} end
-redis.call('SET', KEYS[2], told)
+if redis.call('HGET', KEYS[2], 'told') == told then return {0} end
+redis.call('HSET', KEYS[2], 'told', told)
 return {count, id, delivered}

@@ -9,20 +9,9 @@ local record, live, ended, highest, stream = KEYS[1], KEYS[2], KEYS[3], KEYS[4],
 local task, expected, version, json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local created_at, ended_at, ttl, group, entry, settled = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 
--- Ids are compared as text: a number of Lua holds 53 bits only.
-local function above(a, b)
-  local am, as = string.match(a, '^(%d+)-(%d+)$')
-  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
-  if not bm then return true end
-  if am ~= bm then return #am > #bm or (#am == #bm and am > bm) end
-  return #as > #bs or (#as == #bs and as > bs)
-end
-
 local function acknowledge()
   if entry == '' then return end
-  if settled ~= '' and above(settled, redis.call('GET', highest) or '') then
-    redis.call('SET', highest, settled)
-  end
+  mark(highest, settled)
   -- The stream or its group may be gone; what was applied stays applied.
   redis.pcall('XACK', stream, group, entry)
 end

@@ -230,6 +230,39 @@ async fn a_stream_key_of_another_type_is_named() {
     reader.stop().await;
 }
 
+/// What was deleted before the group was there is nobody's loss.
+#[tokio::test]
+async fn entries_deleted_before_the_first_start_are_no_loss() {
+    let world = World::new().await;
+    let deleted = world.scale_up("deleted").await;
+    let _: () = world.run(&format!("XDEL {STREAM} {deleted}")).await;
+    for _ in 0..2 {
+        let mut reader = world.start();
+        reader.serving().await;
+        reader.stop().await;
+    }
+    assert_eq!(world.fake.lost(), []);
+}
+
+/// The primary became a replica: nothing can be written until there is a primary again.
+#[tokio::test]
+async fn a_failover() {
+    let world = World::new().await;
+    let mut reader = world.start();
+    reader.serving().await;
+    let before = world.scale_up("before").await;
+    world.settled(before).await;
+    let _: () = world.run("REPLICAOF 127.0.0.1 1").await;
+    reader.becomes(|health| *health != Health::Serving).await;
+    let error = world.redis.store().ping().await.unwrap_err().to_string();
+    assert!(error.to_lowercase().contains("read"), "{error}");
+    let _: () = world.run("REPLICAOF NO ONE").await;
+    let after = world.scale_up("after").await;
+    world.settled(after).await;
+    assert_eq!(world.fake.seen(), [before, after]);
+    reader.stop().await;
+}
+
 #[tokio::test]
 async fn a_redis_that_is_away_at_the_start() {
     let mut world = World::new().await;

@@ -96,7 +96,7 @@ async fn a_megabyte_of_garbage_is_put_aside() {
     let letters = world.redis.dead_letters();
     let large = &letters.list(10, None).await.unwrap()[2];
     assert!(large.fields.values().all(|value| value.len() <= 3 * 4096), "{}", large.fields.len());
-    assert!(letters.replay(&large.id).await.unwrap_err().to_string().contains("too large"));
+    assert!(letters.replay(&large.id).await.unwrap_err().to_string().contains("only a part"));
     reader.stop().await;
 }
 
@@ -174,13 +174,13 @@ async fn a_dead_letter_is_written_once_and_they_are_bounded() {
     assert!(!letters.bury(&entry(1), "second").await.unwrap());
     let found = &letters.list(10, None).await.unwrap()[0];
     assert_eq!((found.reason.as_str(), found.fields["reason"].as_str()), ("first", "its own"));
-    for n in 2..1000 {
-        letters.bury(&entry(n), "more").await.unwrap();
-    }
+    let more: Vec<_> = (2..1000).map(entry).collect();
+    let buried = futures::future::join_all(more.iter().map(|entry| letters.bury(entry, "more"))).await;
+    assert!(buried.into_iter().all(Result::unwrap));
     let length: usize = world.run(&format!("XLEN {STREAM}:dead")).await;
     assert!((100..=300).contains(&length), "{length}");
     let ids: usize = world.run(&format!("ZCARD {{{STREAM}:dead}}:ids")).await;
-    assert!(ids >= 100 && ids <= 200, "{ids}");
+    assert!((100..=200).contains(&ids), "{ids}");
 }
 
 #[tokio::test]
