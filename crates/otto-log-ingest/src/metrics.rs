@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-use otto_log_store::{Stats, Store};
+use otto_log_store::{SYNC_BOUNDS_SECONDS, Stats, Store};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, NoLabelSet,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -15,7 +18,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// Why a client was told to send again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Retry {
     Hole,
     Busy,
@@ -23,10 +26,31 @@ pub(crate) enum Retry {
 }
 
 /// Why a line is not stored for ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Dropped {
     Refused,
     Foreign,
+}
+
+impl EncodeLabelValue for Retry {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        let name = match self {
+            Self::Hole => "hole",
+            Self::Busy => "busy",
+            Self::DiskFull => "disk_full",
+        };
+        name.encode(encoder)
+    }
+}
+
+impl EncodeLabelValue for Dropped {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        let name = match self {
+            Self::Refused => "refused",
+            Self::Foreign => "foreign",
+        };
+        name.encode(encoder)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -107,7 +131,7 @@ impl Collector for StoreCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let stats = self.0.stats();
         type Read = fn(&Stats) -> u64;
-        let counters: [(&str, &str, Read); 8] = [
+        let counters: [(&str, &str, Read); 7] = [
             ("otto_log_lines_stored", "Lines on disk since the start", |s| s.lines),
             ("otto_log_bytes_stored", "Bytes written to segments since the start, headers included", |s| {
                 s.written_bytes
@@ -117,12 +141,21 @@ impl Collector for StoreCollector {
             ("otto_log_damaged_records", "Places where stored bytes were found damaged", |s| s.damaged),
             ("otto_log_expired_segments", "Segments removed by retention", |s| s.expired_segments),
             ("otto_log_merged_segments", "Segments whose small blocks were merged", |s| s.merged_segments),
-            ("otto_log_sync_nanoseconds", "Time spent in fdatasync", |s| s.sync_nanos),
         ];
         for (name, help, read) in counters {
             let counter = ConstCounter::new(read(&stats));
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
+        let bounds = SYNC_BOUNDS_SECONDS.into_iter().chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(stats.sync_counts).collect();
+        let mut histogram = encoder.encode_descriptor(
+            "otto_log_sync_seconds",
+            "Time of each fdatasync",
+            None,
+            MetricType::Histogram,
+        )?;
+        let sum = Duration::from_nanos(stats.sync_nanos).as_secs_f64();
+        histogram.encode_histogram::<NoLabelSet>(sum, stats.sync_counts.iter().sum(), &buckets, None)?;
         let gauges: [(&str, &str, Read); 5] = [
             ("otto_log_store_segment_bytes", "Size of all segment files", |s| s.segment_bytes),
             ("otto_log_store_segments", "Segment files", |s| s.segments),

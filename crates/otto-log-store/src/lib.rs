@@ -33,4 +33,4 @@ pub use options::{Clock, Options, SystemClock};
 #[doc(hidden)]
 pub use options::{Faults, NoFaults};
 pub use store::{Append, Store, TaskWatch};
-pub use types::{Record, RunId, RunInfo, RunKey, RunState, Stats, TaskInfo, TaskPage};
+pub use types::{Record, RunId, RunInfo, RunKey, RunState, SYNC_BOUNDS_SECONDS, Stats, TaskInfo, TaskPage};

@@ -11,6 +11,7 @@ use crate::error::{Health, StoreError};
 use crate::index::Index;
 use crate::options::Options;
 use crate::queue::Queue;
+use crate::types::SYNC_BOUNDS_SECONDS;
 use crate::watch::Watchers;
 
 pub(crate) struct Shared {
@@ -49,6 +50,7 @@ pub(crate) struct Counters {
     pub(crate) written_bytes: AtomicU64,
     pub(crate) commits: AtomicU64,
     pub(crate) sync_nanos: AtomicU64,
+    pub(crate) sync_counts: [AtomicU64; SYNC_BOUNDS_SECONDS.len() + 1],
     pub(crate) damaged: AtomicU64,
     pub(crate) expired_segments: AtomicU64,
     pub(crate) merged_segments: AtomicU64,

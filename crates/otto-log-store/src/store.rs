@@ -359,6 +359,7 @@ impl Store {
             written_bytes: get(&counters.written_bytes),
             commits: get(&counters.commits),
             sync_nanos: get(&counters.sync_nanos),
+            sync_counts: counters.sync_counts.each_ref().map(get),
             damaged: get(&counters.damaged),
             expired_segments: get(&counters.expired_segments),
             merged_segments: get(&counters.merged_segments),

@@ -114,6 +114,12 @@ pub struct TaskPage {
     pub next: Option<u64>,
 }
 
+/// Bounds of [`Stats::sync_counts`], seconds: 64 microseconds to 2 seconds.
+pub const SYNC_BOUNDS_SECONDS: [f64; 16] = [
+    0.000_064, 0.000_128, 0.000_256, 0.000_512, 0.001_024, 0.002_048, 0.004_096, 0.008_192, 0.016_384, 0.032_768,
+    0.065_536, 0.131_072, 0.262_144, 0.524_288, 1.048_576, 2.097_152,
+];
+
 /// Counters and sizes since the store was opened, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -137,6 +143,8 @@ pub struct Stats {
     pub commits: u64,
     /// Time spent in fdatasync, nanoseconds.
     pub sync_nanos: u64,
+    /// Group commits by the time of their fdatasync: up to each of [`SYNC_BOUNDS_SECONDS`], and above.
+    pub sync_counts: [u64; SYNC_BOUNDS_SECONDS.len() + 1],
     /// Places where stored bytes were found damaged.
     pub damaged: u64,
     /// Segments removed by retention.

@@ -12,6 +12,7 @@ use crate::record::{FILE_HEADER, FileHeader, Header, Kind, Place};
 use crate::segment::{ActiveFile, WriteError};
 use crate::shared::{Shared, add};
 use crate::stage::{Stage, Staged};
+use crate::types::SYNC_BOUNDS_SECONDS;
 
 /// A layer that takes more memory than this is sealed however small its file.
 const MAX_WEIGHT: usize = 16 << 20;
@@ -183,6 +184,7 @@ impl Writer {
         add(&counters.written_bytes, self.batch.len());
         add(&counters.commits, 1);
         add(&counters.sync_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        add(&counters.sync_counts[SYNC_BOUNDS_SECONDS.partition_point(|bound| *bound < took.as_secs_f64())], 1);
         counters.active_bytes.store(active.end, std::sync::atomic::Ordering::Relaxed);
         if self.disk_full {
             self.disk_full = false;

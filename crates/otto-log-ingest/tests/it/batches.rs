@@ -134,8 +134,12 @@ async fn gaps_told_by_the_worker() {
     let Reply::Retry(retry) = stream.next().await else { panic!() };
     assert_eq!(retry.sequence, 9);
     let read = server.read(task()).await;
-    let gaps: Vec<_> =
-        read.gaps.iter().map(|gap| gap.gap.as_ref().unwrap()).map(|gap| (gap.first_sequence, gap.last_sequence)).collect();
+    let gaps: Vec<_> = read
+        .gaps
+        .iter()
+        .map(|gap| gap.gap.as_ref().unwrap())
+        .map(|gap| (gap.first_sequence, gap.last_sequence))
+        .collect();
     assert_eq!(gaps, [(4, 6), (7, 8), (9, 0)]);
     stream.send(gap(9, 3, log_gap::Reason::SpoolFull)).await;
     assert_code(stream.end().await, Code::InvalidArgument, "gap.last_sequence");

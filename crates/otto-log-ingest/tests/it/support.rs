@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use wire::*;
 use otto_testkit::{LogIngest, PATIENCE};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+use wire::*;
 
 /// What the tests use of the contract.
 pub(crate) mod wire {
@@ -106,12 +106,7 @@ pub(crate) fn open(worker: &str, run: &str) -> OpenRun {
 }
 
 pub(crate) fn entry(worker: &str, message: impl Into<String>) -> LogEntry {
-    LogEntry {
-        worker_id: worker.to_owned(),
-        task_id: TASK.to_owned(),
-        message: message.into(),
-        ..LogEntry::default()
-    }
+    LogEntry { worker_id: worker.to_owned(), task_id: TASK.to_owned(), message: message.into(), ..LogEntry::default() }
 }
 
 /// A block of lines, `first` being the sequence of the first one and the time of each in seconds.
@@ -289,4 +284,17 @@ impl Read {
     pub(crate) fn sequences(&self) -> Vec<u64> {
         self.lines.iter().map(|line| line.sequence).collect()
     }
+}
+
+/// Tries until there is a value.
+pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    soon(what, async {
+        loop {
+            if let Some(value) = probe().await {
+                return value;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
 }
