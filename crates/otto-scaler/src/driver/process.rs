@@ -87,7 +87,6 @@ pub(crate) struct ProcessDriver {
 struct Shared {
     options: Options,
     runs: Runs,
-    boot_id: String,
     /// By name.
     workers: Mutex<HashMap<String, Arc<Worker>>>,
     changes: OnceLock<mpsc::Sender<Observed>>,
@@ -113,7 +112,6 @@ impl ProcessDriver {
         let shared = Arc::new(Shared {
             runs: Runs::open(&options.data_dir)?,
             options,
-            boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
             workers: Mutex::default(),
             changes: OnceLock::new(),
             watches: Watches::new().context("cannot watch run directories (fs.inotify.max_user_instances?)")?,
@@ -164,7 +162,7 @@ impl Shared {
 
     /// Makes a run directory and starts its agent. `None`: there was one already. Blocks.
     fn make(&self, worker: &Worker, launch: &Launch) -> Result<(LaunchFile, Option<Child>), DriverError> {
-        let file = LaunchFile::new(launch, &self.boot_id, run_dir::now());
+        let file = LaunchFile::new(launch, run_dir::now());
         file.check().map_err(DriverError::Refused)?;
         let busy = |error: io::Error| DriverError::Busy {
             retry_after: BUSY,
@@ -271,6 +269,7 @@ impl Shared {
         let failed = |error| DriverError::Busy { retry_after: BUSY, message: format!("starting a worker: {error}") };
         match made.map_err(failed).and_then(|made| made) {
             Ok((file, child)) => {
+                worker.set_mark(&file);
                 let created_at = file.created_at_ms;
                 *worker.seen() = Some(Seen {
                     state: State::Created { waiting: None },
@@ -380,7 +379,9 @@ fn found_worker(name: &str, dir: RunDir, launch: &LaunchFile) -> (Worker, bool) 
     };
     let finished = matches!(state, State::Ended { .. }) && (dir.is_drained() || !dir.has_spool());
     let seen = Seen { state, created_at: launch.created_at_ms, started_at, finished };
-    (Worker::new(name.to_owned(), launch.key(), dir, Some(seen)), finished)
+    let worker = Worker::new(name.to_owned(), launch.key(), dir, Some(seen));
+    worker.set_mark(launch);
+    (worker, finished)
 }
 
 impl Driver for ProcessDriver {

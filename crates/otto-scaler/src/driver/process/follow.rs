@@ -68,12 +68,12 @@ impl Follower {
         if let Err(error) = self.worker.dir.bound_agent_log() {
             tracing::debug!(%error, worker = self.worker.name, "the agent's messages cannot be bounded");
         }
-        let (at, outcome) = self.to_end().await;
+        let (at, outcome) = self.job_end().await;
         self.shared.report(&self.worker, State::Ended { at, outcome }).await;
-        self.to_drained(at).await;
+        self.drained(at).await;
     }
 
-    async fn to_end(&mut self) -> End {
+    async fn job_end(&mut self) -> End {
         loop {
             if let Some(end) = self.look().await {
                 return end;
@@ -205,20 +205,15 @@ impl Follower {
         let shared = Arc::clone(&self.shared);
         let worker = Arc::clone(&self.worker);
         let started = tokio::task::spawn_blocking(move || match worker.dir.launch() {
-            Ok(Some(launch)) if launch.boot_id != shared.boot_id => Ok(None),
-            Ok(Some(launch)) => shared.start_agent(&worker, &launch).map(Some),
+            Ok(Some(launch)) => shared.start_agent(&worker, &launch),
             Ok(None) => Err(DriverError::Refused(infrastructure("its launch.json disappeared".to_owned()))),
             Err(error) => Err(DriverError::Refused(infrastructure(format!("its launch.json cannot be read: {error}")))),
         });
         match started.await {
-            Ok(Ok(Some(child))) => {
+            Ok(Ok(child)) => {
                 self.starts += 1;
                 self.agent = Some(Agent::started(child).await);
                 None
-            }
-            Ok(Ok(None)) => {
-                let message = "the machine went down while the worker existed; nobody knows whether its job had begun";
-                self.forbid(Class::AgentLost, message.to_owned())
             }
             Ok(Err(DriverError::Refused(outcome))) => self.forbid(outcome.class, outcome.message),
             Ok(Err(DriverError::Busy { retry_after, message })) => {
@@ -255,7 +250,7 @@ impl Follower {
         let session = dead.as_ref().map(|dead| dead.pid).or_else(|| dir.started_pid()).or_else(|| dir.lock_pid());
         let is_child = dead.as_ref().is_some_and(Agent::is_child);
         let alive_at = if is_child { Some(u64::MAX) } else { self.alive_at };
-        let remnants = Dead { name: self.worker.name.clone(), session, alive_at };
+        let remnants = Dead { mark: self.worker.mark.get().cloned(), session, alive_at };
         let ended = {
             let _one_at_a_time = self.shared.sweeps.acquire().await;
             tokio::task::spawn_blocking(move || remnants.end_remnants()).await
@@ -309,7 +304,7 @@ impl Follower {
     }
 
     /// After the end: until its output is delivered or given up, and no agent is left.
-    async fn to_drained(&mut self, ended_at: Millis) {
+    async fn drained(&mut self, ended_at: Millis) {
         let limit = Millis::try_from(self.shared.options.drain_limit.as_millis()).unwrap_or(Millis::MAX);
         let mut pause = Duration::from_secs(1);
         loop {

@@ -13,6 +13,8 @@ use crate::task::{Class, Millis, Outcome};
 
 /// Of the scaler's environment, what every job gets.
 const PASSED_ON: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
+/// Random, so that a process of the job is told from those of another scaler's job of the same name.
+const LAUNCH_ID: &str = "LAUNCH_ID";
 /// Names of variables that are meant for the agent alone.
 const AGENT_ENV: &str = "OTTO_AGENT_ENV";
 
@@ -23,8 +25,6 @@ pub(super) struct LaunchFile {
     pub(super) index: u32,
     pub(super) attempt: u32,
     pub(super) created_at_ms: Millis,
-    /// `/proc/sys/kernel/random/boot_id` of when it was made: what a machine that went down had not written is unknown.
-    pub(super) boot_id: String,
     /// Program and all arguments.
     pub(super) command: Vec<String>,
     /// What is added to the environment that every job gets.
@@ -34,7 +34,7 @@ pub(super) struct LaunchFile {
 }
 
 impl LaunchFile {
-    pub(super) fn new(launch: &Launch, boot_id: &str, created_at_ms: Millis) -> Self {
+    pub(super) fn new(launch: &Launch, created_at_ms: Millis) -> Self {
         let Launch { key, spec, traceparent } = launch;
         let mut env: BTreeMap<String, String> = spec
             .env
@@ -44,6 +44,7 @@ impl LaunchFile {
             .collect();
         // Set though empty, so that a script with `set -u` can read them all.
         let mut job = |name: &str, value: String| env.insert(format!("OTTO_JOB_{name}"), value);
+        job(LAUNCH_ID, uuid::Uuid::new_v4().to_string());
         job("TASK_ID", key.task_id.clone());
         job("WORKER_ID", super::name::worker_name(key));
         job("INDEX", key.index.to_string());
@@ -61,7 +62,6 @@ impl LaunchFile {
             index: key.index,
             attempt: key.attempt,
             created_at_ms,
-            boot_id: boot_id.to_owned(),
             command: spec.command.iter().chain(&spec.args).cloned().collect(),
             env,
             timeout_seconds: spec.timeout_seconds,
@@ -70,6 +70,12 @@ impl LaunchFile {
 
     pub(super) fn key(&self) -> WorkerKey {
         WorkerKey { task_id: self.task_id.clone(), index: self.index, attempt: self.attempt }
+    }
+
+    /// The variable, `NAME=VALUE`, that every process of the job inherits and no other has.
+    pub(super) fn mark(&self) -> Option<String> {
+        let name = format!("OTTO_JOB_{LAUNCH_ID}");
+        self.env.get(&name).filter(|id| !id.is_empty()).map(|id| format!("{name}={id}"))
     }
 
     /// What the kernel would refuse for ever.
@@ -100,6 +106,8 @@ impl LaunchFile {
             words.push("--timeout".into());
             words.push(format!("{}s", self.timeout_seconds).into());
         }
+        // Its output is read where the logs are.
+        words.push("--tee=false".into());
         words.push("--grace".into());
         words.push(format!("{}ms", options.stop_grace.as_millis()).into());
         words.push("--".into());
@@ -195,9 +203,11 @@ mod tests {
 
     #[test]
     fn a_job_gets_what_it_may_and_nothing_else() {
-        let file = LaunchFile::new(&launch(&[("A", "1"), ("OTTO_EVIL", "1"), ("HOME", "/job")]), "boot", 1);
+        let file = LaunchFile::new(&launch(&[("A", "1"), ("OTTO_EVIL", "1"), ("HOME", "/job")]), 1);
         let own = [("PATH", "/bin"), ("HOME", "/root"), ("SECRET", "x"), ("OTTO_REDIS_URL", "redis://:pw@h")];
-        let pairs = environment(&file, &own);
+        let mut pairs = environment(&file, &own);
+        let mark = pairs.iter().position(|pair| Some(pair) == file.mark().as_ref()).unwrap();
+        assert!(pairs.remove(mark).len() > "OTTO_JOB_LAUNCH_ID=".len());
         let expected = [
             "A=1",
             "HOME=/job",
@@ -218,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_agent_gets_telemetry_settings_and_is_told_to_keep_them() {
-        let file = LaunchFile::new(&launch(&[("OTEL_TRACES_SAMPLER", "always_off")]), "boot", 1);
+        let file = LaunchFile::new(&launch(&[("OTEL_TRACES_SAMPLER", "always_off")]), 1);
         let own = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://x"),
             ("OTEL_SERVICE_NAME", "otto-scaler"),
@@ -236,15 +246,15 @@ mod tests {
     #[test]
     fn what_no_process_can_have_is_refused() {
         for bad in [[("A=B", "1")], [("", "1")], [("A", "x\0y")]] {
-            let refused = LaunchFile::new(&launch(&bad), "boot", 1).check().unwrap_err();
+            let refused = LaunchFile::new(&launch(&bad), 1).check().unwrap_err();
             assert_eq!(refused.class, Class::Config, "{refused:?}");
         }
         let mut nul = launch(&[]);
         nul.spec.args.push("a\0b".into());
-        assert!(LaunchFile::new(&nul, "boot", 1).check().unwrap_err().message.contains("NUL"));
+        assert!(LaunchFile::new(&nul, 1).check().unwrap_err().message.contains("NUL"));
         nul.spec.args.clear();
         nul.spec.command.clear();
-        assert!(LaunchFile::new(&nul, "boot", 1).check().unwrap_err().message.contains("no command"));
-        assert!(LaunchFile::new(&launch(&[("A", "")]), "boot", 1).check().is_ok());
+        assert!(LaunchFile::new(&nul, 1).check().unwrap_err().message.contains("no command"));
+        assert!(LaunchFile::new(&launch(&[("A", "")]), 1).check().is_ok());
     }
 }

@@ -1,8 +1,8 @@
 //! Ends what a dead agent left running.
 //!
 //! The agent was the leader of a session, in which its job runs in a process group of its own; and every process of the job
-//! inherits `OTTO_JOB_WORKER_ID`. A process is killed only if it is certain to be the job's:
-//! - it carries the worker's name in its environment, or
+//! inherits a random `OTTO_JOB_LAUNCH_ID`. A process is killed only if it is certain to be the job's:
+//! - it has that in its environment, or
 //! - it is in the agent's session, and that cannot be another one by now: a number is given away again only when no
 //!   process has it as pid, group or session any more. So it is ours if the agent is not reaped yet, or if the process
 //!   began before the agent was last seen alive.
@@ -22,8 +22,8 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// A dead agent.
 #[derive(Clone, Debug)]
 pub(super) struct Dead {
-    /// The worker's name.
-    pub(super) name: String,
+    /// The variable, `NAME=VALUE`, that every process of the job inherits. `None`: unknown.
+    pub(super) mark: Option<String>,
     /// The agent's pid, which is its session's id. `None`: unknown.
     pub(super) session: Option<i32>,
     /// Clock ticks since boot at which it was known to be alive. `u64::MAX`: its pid is still its own. `None`: never.
@@ -86,11 +86,10 @@ impl Dead {
     }
 
     fn is_marked(&self, pid: i32) -> bool {
+        let Some(mark) = &self.mark else { return false };
         // Unreadable: another user's, so not started by us.
         let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
-        environment
-            .split(|byte| *byte == 0)
-            .any(|pair| pair.strip_prefix(b"OTTO_JOB_WORKER_ID=").is_some_and(|value| value == self.name.as_bytes()))
+        environment.split(|byte| *byte == 0).any(|pair| pair == mark.as_bytes())
     }
 }
 
@@ -135,9 +134,9 @@ mod tests {
 
     fn sleeper(mark: Option<&str>) -> Child {
         let mut command = Command::new("sleep");
-        command.arg("1000").stdin(Stdio::null()).env_remove("OTTO_JOB_WORKER_ID");
+        command.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).env_remove("OTTO_JOB_LAUNCH_ID");
         if let Some(mark) = mark {
-            command.env("OTTO_JOB_WORKER_ID", mark);
+            command.env("OTTO_JOB_LAUNCH_ID", mark);
         }
         command.process_group(0).spawn().unwrap()
     }
@@ -159,13 +158,14 @@ mod tests {
 
     #[test]
     fn only_what_is_certainly_the_jobs_is_killed() {
-        let name = format!("otto-remnants-{}", std::process::id());
-        let mut marked = sleeper(Some(&name));
-        let mut other = sleeper(Some(&format!("{name}0")));
+        let id = format!("remnants-{}", std::process::id());
+        let mut marked = sleeper(Some(&id));
+        let mut other = sleeper(Some(&format!("{id}0")));
         let mut unmarked = sleeper(None);
         let session = stat(pid(&unmarked)).unwrap().session;
         // A session whose number may belong to others by now: they began after the agent was last seen.
-        let dead = Dead { name, session: Some(session), alive_at: Some(0) };
+        let mark = Some(format!("OTTO_JOB_LAUNCH_ID={id}"));
+        let dead = Dead { mark, session: Some(session), alive_at: Some(0) };
         assert_eq!(dead.end_remnants().unwrap(), 1);
         assert!(!marked.wait().unwrap().success());
         assert!(other.try_wait().unwrap().is_none() && unmarked.try_wait().unwrap().is_none());

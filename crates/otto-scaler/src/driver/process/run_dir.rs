@@ -99,20 +99,17 @@ impl RunDir {
         }
     }
 
-    /// Writes `launch.json`, durably.
+    /// Writes `launch.json`, whole or not at all.
     ///
-    /// One fsync, of the file after its rename. A killed scaler needs none at all. It is for the machine that goes down:
-    /// when this returns, the directory and its complete `launch.json` are in the file system's journal (a file system
-    /// without one would need more; its check after the crash puts such a directory into lost+found, and its worker is
-    /// told as disappeared). The agent is started after that, so a directory without it never had one; and one from
-    /// before the machine went down is never started again, whatever of the later files was lost.
+    /// Not synced: a killed scaler needs it in the page cache only. Should the machine go down, what matters is the start
+    /// mark, which the agent syncs together with its directory before the job's first instruction. Without it nothing ran;
+    /// with it but a lost `launch.json`, the directory is never started again, and its attempt counts as lost.
     pub(super) fn write_launch(&self, launch: &LaunchFile) -> io::Result<()> {
         let bytes = serde_json::to_vec(launch)?;
         let temporary = self.path.join("launch.json.new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&bytes)?;
-        fs::rename(&temporary, self.path.join(LAUNCH))?;
-        file.sync_all()
+        fs::rename(&temporary, self.path.join(LAUNCH))
     }
 
     /// Looks whether an agent holds the lock, by taking a shared one for a moment. An agent that comes just then ends
@@ -270,11 +267,6 @@ impl RunDir {
             Ok(bytes)
         };
         String::from_utf8_lossy(&tail().unwrap_or_default()).trim().to_owned()
-    }
-
-    /// When the directory was made or last changed; for one whose `launch.json` says nothing.
-    pub(super) fn changed_at(&self) -> Millis {
-        fs::metadata(&self.path).ok().and_then(|metadata| metadata.modified().ok()).map_or(0, millis)
     }
 
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {

@@ -1,10 +1,11 @@
 //! A worker as the driver holds it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::launch::LaunchFile;
 use super::run_dir::RunDir;
 use crate::driver::{Observed, State, WorkerKey};
 use crate::task::Millis;
@@ -17,6 +18,8 @@ pub(super) struct Worker {
     pub(super) dir: RunDir,
     /// `None`: it is being created, and may turn out impossible.
     seen: Mutex<Option<Seen>>,
+    /// By which processes of its job are known; set once its launch is.
+    pub(super) mark: OnceLock<String>,
     /// It shall stop.
     stop: AtomicBool,
     woken: Notify,
@@ -34,7 +37,8 @@ pub(super) struct Seen {
 
 impl Worker {
     pub(super) fn new(name: String, key: WorkerKey, dir: RunDir, seen: Option<Seen>) -> Self {
-        Self { name, key, dir, seen: Mutex::new(seen), stop: AtomicBool::new(false), woken: Notify::new() }
+        let (mark, stop, woken) = (OnceLock::new(), AtomicBool::new(false), Notify::new());
+        Self { name, key, dir, seen: Mutex::new(seen), mark, stop, woken }
     }
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
@@ -52,6 +56,13 @@ impl Worker {
             started_at: seen.started_at,
             node_name: String::new(),
         })
+    }
+
+    pub(super) fn set_mark(&self, launch: &LaunchFile) {
+        if let Some(mark) = launch.mark() {
+            // The same, if it was set before.
+            let _ = self.mark.set(mark);
+        }
     }
 
     pub(super) fn request_stop(&self) {

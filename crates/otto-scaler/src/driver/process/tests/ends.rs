@@ -31,7 +31,8 @@ async fn a_killed_agent_takes_its_job_along_and_its_lines_are_kept() {
     driven.driver.create(shell(&key, &family(&place))).await.unwrap();
     driven.running(&key).await;
     let family = pids(&place).await;
-    let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut bystander =
+        std::process::Command::new("sleep").arg("1000").stdout(std::process::Stdio::null()).spawn().unwrap();
     kill(agent_pid(&place, &key), rustix::process::Signal::KILL);
     let outcome = driven.ended(&key).await;
     assert_eq!(outcome.class, Class::AgentLost);

@@ -43,15 +43,11 @@ async fn a_survivor_can_be_stopped() {
 }
 
 /// As a scaler leaves it that is killed right before the agent is started.
-fn unstarted(place: &Place, key: &WorkerKey, script: &str, boot_id: &str) {
+fn unstarted(place: &Place, key: &WorkerKey, script: &str) {
     let dir = RunDir::new(place.run_dir(key));
     fs::create_dir_all(place.path("runs")).unwrap();
     assert!(dir.make().unwrap());
-    dir.write_launch(&LaunchFile::new(&shell(key, script), boot_id, 5)).unwrap();
-}
-
-fn this_boot() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()
+    dir.write_launch(&LaunchFile::new(&shell(key, script), 5)).unwrap();
 }
 
 #[tokio::test]
@@ -59,7 +55,7 @@ async fn what_was_about_to_start_is_started_once() {
     let place = Place::new();
     let key = key("t", 0);
     let script = format!("echo x >> {}", place.path("marks").display());
-    unstarted(&place, &key, &script, &this_boot());
+    unstarted(&place, &key, &script);
     let mut driven = place.open("");
     assert_eq!(driven.list().await, 1);
     assert_eq!(driven.seen[&key].created_at, 5);
@@ -70,15 +66,18 @@ async fn what_was_about_to_start_is_started_once() {
 }
 
 #[tokio::test]
-async fn nothing_is_started_again_after_the_machine_went_down() {
+async fn a_start_mark_without_launch_is_never_started_again() {
     let place = Place::new();
     let key = key("t", 0);
-    unstarted(&place, &key, &format!("echo x >> {}", place.path("marks").display()), "an earlier boot");
+    let script = format!("echo x >> {}", place.path("marks").display());
+    // As a machine that went down may leave it.
+    unstarted(&place, &key, &script);
+    fs::write(place.run_dir(&key).join("launch.json"), "").unwrap();
+    fs::write(place.run_dir(&key).join("started"), "").unwrap();
     let mut driven = place.open("");
-    driven.list().await;
-    let outcome = driven.ended(&key).await;
-    assert_eq!(outcome.class, Class::AgentLost);
-    assert!(outcome.message.contains("machine went down"), "{outcome:?}");
+    assert_eq!(driven.list().await, 0);
+    driven.driver.create(shell(&key, &script)).await.unwrap();
+    assert_eq!(driven.ended(&key).await.class, Class::AgentLost);
     assert!(!place.path("marks").exists());
     driven.close().await;
 }
@@ -109,10 +108,13 @@ async fn half_made_directories_and_strangers_do_no_harm() {
 #[tokio::test]
 async fn thousands_of_ended_workers_are_listed_quickly_and_hold_nothing() {
     let place = Place::new();
+    fs::create_dir_all(place.path("runs")).unwrap();
     for index in 0..2_000 {
         let key = key("many", index);
-        unstarted(&place, &key, "true", "");
         let dir = RunDir::new(place.run_dir(&key));
+        dir.make().unwrap();
+        let launch = LaunchFile::new(&shell(&key, "true"), 5);
+        fs::write(dir.path().join("launch.json"), serde_json::to_vec(&launch).unwrap()).unwrap();
         dir.forbid_start().unwrap();
         let outcome = Outcome { class: Class::Success, exit_code: Some(0), signal: None, message: String::new() };
         dir.write_outcome(&outcome, 7).unwrap();
