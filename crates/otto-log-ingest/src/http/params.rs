@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn refused(query: &str) -> String {
-        serde_json::to_string(&read(query).unwrap_err()).unwrap()
+        serde_json::to_string(read(query).unwrap_err().details()).unwrap()
     }
 
     #[test]

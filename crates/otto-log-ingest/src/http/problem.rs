@@ -8,8 +8,11 @@ use crate::query::QueryError;
 
 /// An error answer. `application/problem+json` with the extensions `parameter` and `accepted` where a parameter is to
 /// blame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem(Box<Details>);
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Problem {
+struct Details {
     #[serde(rename = "type")]
     kind: &'static str,
     title: &'static str,
@@ -27,7 +30,7 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Details {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
@@ -36,7 +39,7 @@ impl Problem {
             accepted: None,
             retry_after: None,
             headers: Vec::new(),
-        }
+        }))
     }
 
     /// 400, naming the parameter, what was wrong with it and what is accepted.
@@ -44,8 +47,8 @@ impl Problem {
         let (name, accepted) = (name.into(), accepted.into());
         let detail = format!("parameter `{name}`: {wrong}; accepted: {accepted}");
         let mut problem = Self::new(StatusCode::BAD_REQUEST, detail);
-        problem.parameter = Some(name);
-        problem.accepted = Some(accepted);
+        problem.0.parameter = Some(name);
+        problem.0.accepted = Some(accepted);
         problem
     }
 
@@ -57,12 +60,17 @@ impl Problem {
     /// 503, to be tried again after so many seconds.
     pub(super) fn busy(detail: impl Into<String>, retry_after: u32) -> Self {
         let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, detail);
-        problem.retry_after = Some(retry_after);
+        problem.0.retry_after = Some(retry_after);
         problem
     }
 
+    #[cfg(test)]
+    pub(super) fn details(&self) -> &impl Serialize {
+        &self.0
+    }
+
     pub(super) fn with_header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
-        self.headers.push((name, value));
+        self.0.headers.push((name, value));
         self
     }
 }
@@ -83,13 +91,13 @@ impl From<QueryError> for Problem {
                     other => other,
                 };
                 let mut problem = Self::new(StatusCode::BAD_REQUEST, format!("parameter `{name}`: {description}"));
-                problem.parameter = Some(name.to_owned());
+                problem.0.parameter = Some(name.to_owned());
                 problem
             }
             QueryError::NotFound(what) => Self::not_found(what),
             QueryError::Busy(detail) => {
                 let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, detail);
-                problem.retry_after = Some(2);
+                problem.0.retry_after = Some(2);
                 problem
             }
             QueryError::Store(_) => Self::busy(error.to_string(), 5),
@@ -105,15 +113,15 @@ impl From<otto_log_store::ReadError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = serde_json::to_vec(&self).unwrap_or_default();
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self.0).unwrap_or_default();
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = self.0.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        for (name, value) in self.headers {
+        for (name, value) in self.0.headers {
             headers.insert(name, value);
         }
         response

@@ -1,5 +1,7 @@
 //! The real program and real clients.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only #[test] functions as tests")]
+
 mod batches;
 mod entries;
 mod http_api;

@@ -61,7 +61,15 @@ type Key = (RunId, Option<i32>);
 /// What was measured before. Bounded: [`KEEP`] runs, the ones used last.
 #[derive(Debug, Default)]
 pub(in crate::http) struct Measures {
-    known: Mutex<(u64, HashMap<Key, (u64, Arc<Measured>)>)>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Rises with every use.
+    clock: u64,
+    /// When each was used last, and what is known of it.
+    runs: HashMap<Key, (u64, Arc<Measured>)>,
 }
 
 impl Measures {
@@ -105,21 +113,21 @@ impl Measures {
 
     fn recall(&self, key: &Key) -> Option<Arc<Measured>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.0 += 1;
-        let now = known.0;
-        let (used, measured) = known.1.get_mut(key)?;
+        known.clock += 1;
+        let now = known.clock;
+        let (used, measured) = known.runs.get_mut(key)?;
         *used = now;
         Some(measured.clone())
     }
 
     fn remember(&self, key: Key, measured: Arc<Measured>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = known.0;
-        known.1.insert(key, (now, measured));
-        if known.1.len() > KEEP
-            && let Some(oldest) = known.1.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key)
+        let now = known.clock;
+        known.runs.insert(key, (now, measured));
+        if known.runs.len() > KEEP
+            && let Some(oldest) = known.runs.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key)
         {
-            known.1.remove(&oldest);
+            known.runs.remove(&oldest);
         }
     }
 }
