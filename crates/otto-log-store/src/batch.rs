@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use bytes::Bytes;
 
-use crate::record::{ALIGN, Header, Place};
+use crate::record::{ALIGN, Header, Kind, Place};
 
 /// Bodies up to this are copied: cheaper than a slice of their own.
 const COPY: usize = 16 << 10;
@@ -29,15 +29,20 @@ pub(crate) struct Batch {
     scratch: Vec<u8>,
     pieces: Vec<Piece>,
     records: u64,
+    /// For [`Header::previous`] of the next record.
+    previous: (u64, u64),
 }
 
 impl Batch {
     pub(crate) fn new(place: Place, start: u64) -> Self {
-        Self { place, start, len: 0, scratch: Vec::new(), pieces: Vec::new(), records: 0 }
+        Self { place, start, len: 0, scratch: Vec::new(), pieces: Vec::new(), records: 0, previous: (0, 0) }
     }
 
     /// Empties it for the next commit; the buffer stays, unless it has become large.
     pub(crate) fn restart(&mut self, place: Place, start: u64) {
+        if self.place != place {
+            self.previous = (0, 0);
+        }
         (self.place, self.start, self.len, self.records) = (place, start, 0, 0);
         self.pieces.clear();
         self.scratch.clear();
@@ -64,6 +69,11 @@ impl Batch {
     pub(crate) fn push(&mut self, mut header: Header, body: Body<'_>) -> u64 {
         let offset = self.start + self.len;
         header.commit_start = self.start;
+        header.previous = self.previous;
+        self.previous = match header.kind {
+            Kind::Block => (header.run, header.first + u64::from(header.lines)),
+            _ => (0, 0),
+        };
         self.copy(&header.encode(self.place, offset));
         let len = match body {
             Body::Shared(body) if body.len() > COPY => {

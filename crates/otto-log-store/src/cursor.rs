@@ -150,6 +150,9 @@ impl Cursor {
         }
         loop {
             let fetched = match self.ahead.pop_front() {
+                Some(_) if self.shared.catalogue().run_in_memory(self.run.0).is_some_and(|row| row.removed) => {
+                    Fetched::Unknown
+                }
                 Some(fetched) => fetched,
                 None => {
                     self.watch.mark_seen();

@@ -34,6 +34,10 @@ pub(crate) struct Directory {
 impl Directory {
     pub(crate) fn open(root: &Path) -> Result<Self, OpenError> {
         match DirBuilder::new().mode(0o750).create(root) {
+            Ok(()) => {
+                // Where the parent cannot be read, its own owner sees to it.
+                let _ = root.parent().filter(|parent| !parent.as_os_str().is_empty()).map(sync_directory);
+            }
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(failed(root, "make the data directory", error));
             }

@@ -59,6 +59,12 @@ impl<E: Into<redb::Error>> From<E> for IndexError {
 }
 
 impl IndexError {
+    /// The disk is full.
+    pub(crate) fn is_no_space(&self) -> bool {
+        // The engine's errors keep the text of the operating system's.
+        ["os error 28", "os error 122", "os error 27"].iter().any(|code| self.0.contains(code))
+    }
+
     /// Another thread is about to open the file again after a failed write.
     pub(crate) fn is_passing(&self) -> bool {
         self.0 == redb::Error::PreviousIo.to_string()
@@ -103,7 +109,7 @@ impl Index {
         };
         let (database, meta) = match attempt() {
             Ok(opened) => opened,
-            Err(error) if is_no_space(&error) => return Err(error),
+            Err(error) if error.is_no_space() => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, path = %path.display(), "the index cannot be used and is built anew");
                 remove(path).map_err(|error| IndexError(error.to_string()))?;
@@ -160,11 +166,6 @@ impl Index {
     pub(crate) fn bytes(&self) -> u64 {
         std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
     }
-}
-
-fn is_no_space(error: &IndexError) -> bool {
-    // The engine's errors keep the text of the operating system's.
-    error.0.contains("os error 28") || error.0.contains("os error 122")
 }
 
 fn remove(path: &Path) -> io::Result<()> {

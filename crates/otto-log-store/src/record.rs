@@ -1,17 +1,18 @@
 //! What a segment file is made of. All numbers are little endian; records begin at multiples of 8.
 //!
-//! A file begins with a [`FileHeader`] (64 bytes). A record is a [`Header`] (88 bytes), its body, and zeros up to the
+//! A file begins with a [`FileHeader`] (64 bytes). A record is a [`Header`] (104 bytes), its body, and zeros up to the
 //! next multiple of 8. The header has a CRC-32C of its own, seeded with the store's salt, the segment, the file's
 //! generation and the record's offset: bytes of a record that were copied into a log line, or left from an earlier
 //! write, are never taken for a record. The body's CRC-32C is in the header (a block's is the one its sender computed).
-//! So a flip in a body leaves it known what was lost, and a flip in a header only makes the next one be searched.
+//! So a flip in a body leaves it known what was lost. After a flip in a header the next one is searched, and that one
+//! says which run's block came before it.
 
 use bytes::Bytes;
 use crc32c::{crc32c, crc32c_append};
 use otto_proto::v1::LogBlock;
 
 /// Bytes of a record's header.
-pub(crate) const HEADER: usize = 88;
+pub(crate) const HEADER: usize = 104;
 /// Bytes of a file's header.
 pub(crate) const FILE_HEADER: usize = 64;
 /// Records begin at multiples of this.
@@ -99,6 +100,8 @@ pub(crate) struct Header {
     pub(crate) body_crc: u32,
     /// By the store's clock.
     pub(crate) stored_at: i64,
+    /// If the record before is a block: its run, and the sequence after its last line. Otherwise 0.
+    pub(crate) previous: (u64, u64),
 }
 
 impl Header {
@@ -120,6 +123,7 @@ impl Header {
             source_mask: 0,
             body_crc: crc32c(body),
             stored_at,
+            previous: (0, 0),
         }
     }
 
@@ -141,6 +145,7 @@ impl Header {
             source_mask: block.source_mask,
             body_crc: block.payload_crc32c,
             stored_at,
+            previous: (0, 0),
         }
     }
 
@@ -184,6 +189,8 @@ impl Header {
         out[68..72].copy_from_slice(&self.source_mask.to_le_bytes());
         out[72..76].copy_from_slice(&self.body_crc.to_le_bytes());
         out[80..88].copy_from_slice(&self.stored_at.to_le_bytes());
+        out[88..96].copy_from_slice(&self.previous.0.to_le_bytes());
+        out[96..104].copy_from_slice(&self.previous.1.to_le_bytes());
         let crc = crc32c_append(place.seed(offset), &out[8..]);
         out[4..8].copy_from_slice(&crc.to_le_bytes());
         out
@@ -211,6 +218,7 @@ impl Header {
             source_mask: u32_at(bytes, 68),
             body_crc: u32_at(bytes, 72),
             stored_at: u64_at(bytes, 80) as i64,
+            previous: (u64_at(bytes, 88), u64_at(bytes, 96)),
         };
         (header.body_len as usize <= MAX_BODY && header.commit_start <= offset).then_some(header)
     }
@@ -312,6 +320,7 @@ mod tests {
                 source_mask: rest.5,
                 body_crc: rest.6,
                 stored_at,
+                previous: (first, run),
             })
     }
 

@@ -18,7 +18,7 @@ use crate::error::OpenError;
 use crate::index::{Index, IndexError, Meta, SegmentRow};
 use crate::layer::Layer;
 use crate::options::Options;
-use crate::record::{FILE_HEADER, FileHeader, Place};
+use crate::record::{FILE_HEADER, FileHeader, Header, Kind, Place};
 use crate::scan::{Found, Shape, shape, walk};
 use crate::segment::{ActiveFile, file_name, parse_file_name, sync_directory};
 use crate::stage::Stage;
@@ -183,17 +183,25 @@ impl Recovery<'_> {
         let now = self.options.clock.now_unix_nanos();
         let mut stage = Stage::new(&self.catalogue, now);
         let mut problem = None;
-        let mut damage = Vec::new();
+        let mut damage: Vec<(u64, u64)> = Vec::new();
+        // The record after damage tells of the one before it.
+        let told = |damage: &[(u64, u64)], offset: u64, header: &Header| {
+            damage.last().filter(|(_, to)| *to == offset).map(|_| header.previous)
+        };
         // Blocks of segments that are not the newest are checked by their readers.
         walk(&file, place, until, last, |found| {
             let done = match found {
                 Found::Record(offset, header, body) => {
-                    seen.sealed = header.kind == crate::record::Kind::End;
-                    stage.replay(place, offset, &header, body, merged)
+                    seen.sealed = header.kind == Kind::End;
+                    let lost = told(&damage, offset, &header);
+                    stage
+                        .replay_lost(place, lost, merged)
+                        .and_then(|()| stage.replay(place, offset, &header, body, merged))
                 }
                 Found::DamagedBody(offset, header) => {
+                    let lost = told(&damage, offset, &header);
                     damage.push((offset, offset + header.size()));
-                    stage.replay_damaged(place, &header, merged)
+                    stage.replay_lost(place, lost, merged).and_then(|()| stage.replay_damaged(place, &header, merged))
                 }
                 Found::Damaged(from, to) => {
                     damage.push((from, to));

@@ -12,6 +12,12 @@ use crate::types::{RunId, RunInfo, RunKey, TaskInfo};
 /// Gaps listed with a run; a reader meets all of them all the same.
 pub(crate) const MAX_GAPS: usize = 1_000;
 
+/// Characters of a gap's message that are listed with a run.
+const GAP_TEXT: usize = 200;
+
+/// Bytes of names and values of a task's context that are kept.
+pub(crate) const MAX_CONTEXT: usize = 64 << 10;
+
 /// A run. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct RunRow {
@@ -69,7 +75,9 @@ impl RunRow {
             self.expected = gap.last_sequence + 1;
         }
         if self.gaps.len() < MAX_GAPS {
-            Arc::make_mut(&mut self.gaps).push(gap.clone());
+            // The whole message is with the gap itself.
+            let message = gap.message.chars().take(GAP_TEXT).collect();
+            Arc::make_mut(&mut self.gaps).push(LogGap { message, ..*gap });
         }
     }
 

@@ -191,3 +191,120 @@ impl<'a> Window<'a> {
         Ok(last)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{Batch, Body};
+    use crate::record::Header;
+
+    const PLACE: Place = Place { salt: 11, segment: 5, generation: 0 };
+
+    /// Where a record begins, and its body.
+    type At = (u64, Vec<u8>);
+
+    /// Three commits of three records: the bytes of the file, the records, where commits begin.
+    fn sample() -> (Vec<u8>, Vec<At>, Vec<u64>) {
+        let mut bytes = vec![0; FILE_HEADER];
+        let (mut records, mut commits) = (Vec::new(), Vec::new());
+        for commit in 0..3u64 {
+            let mut batch = Batch::new(PLACE, bytes.len() as u64);
+            commits.push(bytes.len() as u64);
+            for record in 0..3u64 {
+                let body: Vec<u8> = (0..record * 7 + commit + 1).map(|at| (at * 31 + record) as u8).collect();
+                let header = Header::new(Kind::Event, 1, commit * 3 + record, &body, 0);
+                records.push((batch.push(header, Body::Copied(&body)), body));
+            }
+            for slice in batch.slices() {
+                bytes.extend_from_slice(&slice);
+            }
+        }
+        (bytes, records, commits)
+    }
+
+    fn file(bytes: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file
+    }
+
+    fn whole(file: &File, until: u64) -> Vec<At> {
+        let mut found = Vec::new();
+        walk(file, PLACE, until, true, |item| {
+            if let Found::Record(offset, _, body) = item {
+                found.push((offset, body.to_vec()));
+            }
+        })
+        .unwrap();
+        found
+    }
+
+    #[test]
+    fn a_flip_of_any_byte_loses_one_record_at_most_and_only_the_last_commit_is_cut() {
+        let (bytes, records, commits) = sample();
+        let last = *commits.last().unwrap();
+        for at in FILE_HEADER..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x20;
+            let file = file(&flipped);
+            let shape = shape(&file, PLACE).unwrap();
+            let found = whole(&file, u64::MAX);
+            assert!(found.iter().all(|record| records.contains(record)), "wrong bytes after a flip at {at}");
+            let hit = records.iter().rposition(|(offset, _)| *offset <= at as u64).unwrap();
+            // A flip in the padding hits nothing.
+            let padding = at as u64 >= records[hit].0 + (crate::record::HEADER + records[hit].1.len()) as u64;
+            assert_eq!(found.len(), records.len() - usize::from(!padding), "flip at {at}");
+            if padding {
+                assert_eq!((shape.damaged, shape.torn_at), (false, None));
+            } else if (at as u64) < last {
+                assert_eq!((shape.damaged, shape.cut()), (true, bytes.len() as u64), "flip at {at}");
+            } else {
+                assert_eq!((shape.damaged, shape.cut()), (false, records[hit].0), "flip at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_at_any_byte_leaves_the_whole_records_before_it() {
+        let (bytes, records, _) = sample();
+        for at in FILE_HEADER..bytes.len() {
+            // As it is, and with space that was taken ahead.
+            for ahead in [0, 64 << 10] {
+                let mut cut = bytes[..at].to_vec();
+                cut.resize(at + ahead, 0);
+                let file = file(&cut);
+                let shape = shape(&file, PLACE).unwrap();
+                assert!(!shape.damaged, "cut at {at}");
+                let before: Vec<_> = records
+                    .iter()
+                    .filter(|(offset, body)| {
+                        let end = *offset + (crate::record::HEADER + body.len()) as u64;
+                        end <= at as u64
+                            || (ahead > 0 && bytes[at..].iter().take((end - at as u64) as usize).all(|byte| *byte == 0))
+                    })
+                    .cloned()
+                    .collect();
+                assert_eq!(whole(&file, shape.cut()), before, "cut at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_is_not_found_inside_another_ones_body() {
+        let (bytes, records, _) = sample();
+        // A log that prints a segment file: the same bytes at another offset, and at their own in another store.
+        let mut batch = Batch::new(PLACE, FILE_HEADER as u64);
+        batch.push(Header::new(Kind::Event, 1, 1, &bytes, 0), Body::Copied(&bytes));
+        let mut printed = vec![0; FILE_HEADER];
+        for slice in batch.slices() {
+            printed.extend_from_slice(&slice);
+        }
+        printed[FILE_HEADER + 5] ^= 1;
+        assert_eq!(whole(&file(&printed), u64::MAX), []);
+        let other = Place { salt: 12, ..PLACE };
+        let mut found = 0;
+        walk(&file(&bytes), other, u64::MAX, true, |item| found += usize::from(matches!(item, Found::Record(..))))
+            .unwrap();
+        assert_eq!((found, records.len()), (0, 9));
+    }
+}

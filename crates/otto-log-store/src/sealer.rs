@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::error::StoreError;
+use crate::error::{Health, StoreError};
 use crate::index::{Expiry, IndexError, Meta, SegmentRow};
 use crate::layer::Layer;
 use crate::merge;
@@ -23,6 +23,8 @@ const TICK: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_millis(5);
 /// How long the writer may take to seal a segment; then it is asked again at the next look.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Memory that an idle store may keep for its active segment, bytes.
+const IDLE_WEIGHT: usize = 2 << 20;
 /// What a write of the index may need besides the rows, bytes.
 const INDEX_SPACE: u64 = 1 << 20;
 /// After the index could not be written.
@@ -38,6 +40,8 @@ pub(crate) struct Sealer {
     waiting: Vec<oneshot::Sender<Result<(), StoreError>>>,
     looked_at_clock: Option<Instant>,
     index_failed: Option<Instant>,
+    /// Commits at the last look at the clock.
+    commits: u64,
 }
 
 struct Expiring {
@@ -64,11 +68,14 @@ impl Sealer {
             waiting: Vec::new(),
             looked_at_clock: None,
             index_failed: None,
+            commits: 0,
         }
     }
 
     /// Works until the writer has ended.
     pub(crate) fn run(mut self) {
+        // What is merged here can wait; what is written cannot. On Linux this is for this thread alone.
+        let _ = rustix::process::nice(5);
         loop {
             let closing = self.wait();
             if self.may_try_index() {
@@ -110,6 +117,8 @@ impl Sealer {
     fn index_failed(&mut self, error: &IndexError) {
         tracing::error!(%error, "the index cannot be written; it is tried again");
         self.index_failed = Some(Instant::now());
+        let why = if error.is_no_space() { Health::DiskFull } else { Health::Failed(error.to_string()) };
+        self.shared.set_index_blocked(Some(why));
         self.shared.directory.give_reserve();
         if let Err(error) = self.shared.index.reopen() {
             tracing::error!(%error, "the index cannot be opened again");
@@ -136,10 +145,16 @@ impl Sealer {
             let Some(layer) = layer else { break };
             if !self.has_space(&layer) {
                 self.index_failed = Some(Instant::now());
+                self.shared.set_index_blocked(Some(Health::DiskFull));
                 return;
             }
             match self.index_layer(&layer, behind) {
-                Ok(()) => self.index_failed = None,
+                Ok(()) if self.index_failed.is_some() => {
+                    self.index_failed = None;
+                    self.shared.set_index_blocked(None);
+                    self.shared.directory.take_reserve();
+                }
+                Ok(()) => {}
                 Err(error) => return self.index_failed(&error),
             }
         }
@@ -198,6 +213,9 @@ impl Sealer {
         if !asked && !tick && !too_much {
             return;
         }
+        if tick {
+            self.free_idle_memory();
+        }
         self.looked_at_clock = Some(Instant::now());
         loop {
             match self.due() {
@@ -222,6 +240,16 @@ impl Sealer {
                 Err(error) => return self.give_up(&error),
             }
         }
+    }
+
+    /// What is known of the active segment's runs and blocks goes into the index when nobody has written for a while.
+    fn free_idle_memory(&mut self) {
+        let commits = get(&self.shared.counters.commits);
+        let heavy = self.shared.catalogue().active.weight > IDLE_WEIGHT;
+        if commits == self.commits && heavy && self.shared.queue.push(Job::Seal, 0, true).is_err() {
+            tracing::debug!("the store is being closed");
+        }
+        self.commits = commits;
     }
 
     fn give_up(&mut self, error: &StoreError) {

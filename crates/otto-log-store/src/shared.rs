@@ -23,9 +23,11 @@ pub(crate) struct Shared {
     pub(crate) runs: Watchers<u64>,
     pub(crate) tasks: Watchers<Arc<str>>,
     /// Changes of any task.
-    pub(crate) all_tasks: watch::Sender<u64>,
+    pub(crate) all_tasks: Watchers<()>,
     pub(crate) health: watch::Sender<Health>,
     pub(crate) counters: Counters,
+    /// Why sealed segments cannot be taken into the index; empty: they can.
+    pub(crate) index_blocked: Mutex<Option<Health>>,
     /// The store is being closed: nothing long is begun.
     pub(crate) closing: AtomicBool,
     sealer: Mutex<SealerInbox>,
@@ -79,9 +81,10 @@ impl Shared {
             catalogue: RwLock::new(catalogue),
             runs: Watchers::new(),
             tasks: Watchers::new(),
-            all_tasks: watch::channel(0).0,
+            all_tasks: Watchers::new(),
             health: watch::channel(Health::Ok).0,
             counters: Counters::default(),
+            index_blocked: Mutex::default(),
             closing: AtomicBool::new(false),
             sealer: Mutex::default(),
             sealer_wake: Condvar::new(),
@@ -125,6 +128,14 @@ impl Shared {
             }
             change
         });
+    }
+
+    pub(crate) fn set_index_blocked(&self, why: Option<Health>) {
+        *self.index_blocked.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    pub(crate) fn index_blocked(&self) -> Option<Health> {
+        self.index_blocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why nothing can be written any more.

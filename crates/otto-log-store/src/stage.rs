@@ -12,7 +12,7 @@ use crate::error::StoreError;
 use crate::index::{Expiry, IndexError};
 use crate::layer::{Layer, LayerRun, LayerTask};
 use crate::record::{Header, Kind};
-use crate::rows::{Entry, EntryKind, RunRow, TaskRow};
+use crate::rows::{Entry, EntryKind, MAX_CONTEXT, RunRow, TaskRow};
 use crate::types::{Record, RunId, RunKey, RunState};
 
 mod replay;
@@ -39,7 +39,8 @@ pub(crate) struct Staged {
 
 impl From<IndexError> for StoreError {
     fn from(error: IndexError) -> Self {
-        Self::Failed(error.to_string())
+        tracing::error!(%error, "the index cannot be read");
+        if error.is_passing() { Self::Busy } else { Self::Failed(error.to_string()) }
     }
 }
 
@@ -303,7 +304,13 @@ impl<'a> Stage<'a> {
         }
         if !event.context.is_empty() {
             let context = Arc::make_mut(&mut task.row.context);
-            context.extend(event.context.iter().map(|(name, value)| (name.clone(), value.clone())));
+            let mut bytes: usize = context.iter().map(|(name, value)| name.len() + value.len()).sum();
+            for (name, value) in &event.context {
+                bytes += name.len() + value.len();
+                if bytes <= MAX_CONTEXT {
+                    context.insert(name.clone(), value.clone());
+                }
+            }
         }
         task.add_event(number, event);
         self.delta.stored(stored_at);

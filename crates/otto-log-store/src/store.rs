@@ -25,6 +25,10 @@ use crate::{Cursor, From};
 
 /// Longest part of a key, bytes.
 const MAX_NAME: usize = 1_024;
+/// Largest metadata, finish, message of a gap, bytes.
+const MAX_DETAILS: usize = 64 << 10;
+/// Largest event, bytes.
+const MAX_EVENT: usize = 256 << 10;
 /// Events answered at once.
 const MAX_EVENTS: usize = 1_000;
 /// Most tasks of a page.
@@ -92,7 +96,7 @@ pub struct TaskWatch(Watching);
 
 enum Watching {
     One(Watch<Arc<str>>),
-    All(watch::Receiver<u64>),
+    All(Watch<()>),
 }
 
 impl TaskWatch {
@@ -100,7 +104,7 @@ impl TaskWatch {
     pub async fn changed(&mut self) -> bool {
         match &mut self.0 {
             Watching::One(watch) => watch.changed().await,
-            Watching::All(receiver) => receiver.changed().await.is_ok(),
+            Watching::All(watch) => watch.changed().await,
         }
     }
 }
@@ -193,6 +197,9 @@ impl Store {
         check_name("task_id", &key.task_id, 1)?;
         check_name("worker_id", &key.worker_id, 1)?;
         check_name("run_id", &key.run_id, 0)?;
+        if metadata.as_ref().is_some_and(|metadata| prost::Message::encoded_len(metadata) > MAX_DETAILS) {
+            return Err(StoreError::Invalid(format!("metadata: accepted are at most {MAX_DETAILS} bytes")));
+        }
         self.ask(512, |reply| Job::OpenRun(key.clone(), metadata, reply)).await
     }
 
@@ -217,7 +224,12 @@ impl Store {
         for event in &events {
             check_name("task_id", &event.task_id, 1)?;
             check_name("event_id", &event.event_id, 1)?;
-            bytes += RECORD + prost::Message::encoded_len(event);
+            let size = prost::Message::encoded_len(event);
+            if size > MAX_EVENT {
+                let id = &event.event_id;
+                return Err(StoreError::Invalid(format!("event {id}: accepted are at most {MAX_EVENT} bytes")));
+            }
+            bytes += RECORD + size;
         }
         if events.is_empty() {
             return Ok(0);
@@ -327,7 +339,7 @@ impl Store {
     /// As [`watch_task`](Self::watch_task), for all tasks.
     #[must_use]
     pub fn watch_tasks(&self) -> TaskWatch {
-        TaskWatch(Watching::All(self.shared().all_tasks.subscribe()))
+        TaskWatch(Watching::All(self.shared().all_tasks.watch(())))
     }
 
     /// Whether the store can do its work now.
@@ -448,7 +460,7 @@ fn check_record(record: &Record) -> Result<usize, StoreError> {
             if *last_sequence >= i64::MAX as u64 {
                 return invalid("last_sequence of a gap: accepted is below 2^63 - 1");
             }
-            if message.len() > 64 << 10 {
+            if message.len() > MAX_DETAILS {
                 return invalid("message of a gap: accepted are at most 65,536 bytes");
             }
             Ok(message.len())
@@ -458,7 +470,7 @@ fn check_record(record: &Record) -> Result<usize, StoreError> {
         }
         Record::Finish(finish) => {
             let bytes = prost::Message::encoded_len(finish);
-            if bytes > 64 << 10 { invalid("finish: accepted are at most 65,536 bytes") } else { Ok(bytes) }
+            if bytes > MAX_DETAILS { invalid("finish: accepted are at most 65,536 bytes") } else { Ok(bytes) }
         }
     }
 }

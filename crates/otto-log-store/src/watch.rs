@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-type Senders<K> = Mutex<HashMap<K, watch::Sender<u64>>>;
+/// `None` once all watches have ended.
+type Senders<K> = Mutex<Option<HashMap<K, watch::Sender<u64>>>>;
 
 /// Counters of changes by key; a key exists only while someone watches it.
 pub(crate) struct Watchers<K> {
@@ -20,17 +21,20 @@ pub(crate) struct Watch<K: Eq + Hash> {
     receiver: watch::Receiver<u64>,
 }
 
-fn lock<K>(senders: &Senders<K>) -> MutexGuard<'_, HashMap<K, watch::Sender<u64>>> {
+fn lock<K>(senders: &Senders<K>) -> MutexGuard<'_, Option<HashMap<K, watch::Sender<u64>>>> {
     senders.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<K: Eq + Hash + Clone> Watchers<K> {
     pub(crate) fn new() -> Self {
-        Self { senders: Arc::default() }
+        Self { senders: Arc::new(Mutex::new(Some(HashMap::new()))) }
     }
 
     pub(crate) fn watch(&self, key: K) -> Watch<K> {
-        let receiver = lock(&self.senders).entry(key.clone()).or_insert_with(|| watch::channel(0).0).subscribe();
+        let receiver = match &mut *lock(&self.senders) {
+            Some(senders) => senders.entry(key.clone()).or_insert_with(|| watch::channel(0).0).subscribe(),
+            None => watch::channel(0).1,
+        };
         Watch { key, senders: self.senders.clone(), receiver }
     }
 
@@ -40,9 +44,7 @@ impl<K: Eq + Hash + Clone> Watchers<K> {
         Q: Eq + Hash + ?Sized + 'a,
     {
         let senders = lock(&self.senders);
-        if senders.is_empty() {
-            return;
-        }
+        let Some(senders) = senders.as_ref().filter(|senders| !senders.is_empty()) else { return };
         for key in keys {
             if let Some(sender) = senders.get(key) {
                 sender.send_modify(|count| *count += 1);
@@ -50,9 +52,9 @@ impl<K: Eq + Hash + Clone> Watchers<K> {
         }
     }
 
-    /// Ends all watches.
+    /// Ends all watches, also those that are made later.
     pub(crate) fn close(&self) {
-        lock(&self.senders).clear();
+        *lock(&self.senders) = None;
     }
 }
 
@@ -71,6 +73,7 @@ impl<K: Eq + Hash> Watch<K> {
 impl<K: Eq + Hash> Drop for Watch<K> {
     fn drop(&mut self) {
         let mut senders = lock(&self.senders);
+        let Some(senders) = senders.as_mut() else { return };
         // This receiver is still counted.
         if senders.get(&self.key).is_some_and(|sender| sender.receiver_count() <= 1) {
             senders.remove(&self.key);

@@ -75,6 +75,12 @@ impl Writer {
             }
             return;
         }
+        if !frees_space && self.is_stuck() {
+            for job in jobs {
+                job.refuse(self.shared.failure().unwrap_or(StoreError::DiskFull));
+            }
+            return;
+        }
         let commit = self.stage(jobs);
         let result = match self.write() {
             Err(WriteError::NoSpace) if frees_space => {
@@ -106,6 +112,17 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Whether so much waits for an index that cannot be written that no more may be added.
+    fn is_stuck(&mut self) -> bool {
+        let Some(why) = self.shared.index_blocked() else { return false };
+        if self.shared.catalogue().frozen.len() < MAX_FROZEN {
+            return false;
+        }
+        self.disk_full = why == Health::DiskFull;
+        self.shared.set_health(why);
+        true
     }
 
     fn is_full(&self) -> bool {
@@ -216,7 +233,7 @@ impl Writer {
         self.shared.runs.notify(runs.iter());
         if !tasks.is_empty() {
             self.shared.tasks.notify(tasks.iter().map(|name| &**name));
-            self.shared.all_tasks.send_modify(|count| *count += 1);
+            self.shared.all_tasks.notify(std::iter::once(&()));
         }
     }
 
@@ -240,7 +257,7 @@ impl Writer {
 
     /// Whether a full disk has space again, when nobody writes.
     fn probe(&mut self) {
-        if self.shared.directory.take_reserve() {
+        if !self.is_stuck() && self.shared.directory.take_reserve() {
             self.disk_full = false;
             tracing::info!("the disk has space again");
             self.shared.set_health(Health::Ok);
@@ -249,17 +266,21 @@ impl Writer {
 
     /// Ends the active segment and leaves it to the sealer.
     fn seal(&mut self) {
+        let mut inbox = self.shared.sealer();
+        while self.shared.catalogue().frozen.len() >= MAX_FROZEN {
+            if self.shared.index_blocked().is_some() {
+                // The segment goes on until the index can be written again.
+                return;
+            }
+            inbox = self.shared.wait_for_sealer(inbox, Duration::from_millis(100));
+        }
+        drop(inbox);
         if let Err(error) = self.end_file(Kind::End) {
             // Without its end it goes on; it is tried again after the next commit.
             self.failed(error);
             return;
         }
         let Some(active) = self.active.take() else { return };
-        let mut waited = self.shared.sealer();
-        while self.shared.catalogue().frozen.len() >= MAX_FROZEN && !waited.closing {
-            waited = self.shared.wait_for_sealer(waited, Duration::from_millis(100));
-        }
-        drop(waited);
         {
             let mut catalogue = self.shared.catalogue_mut();
             let mut layer = std::mem::take(&mut catalogue.active);
@@ -318,6 +339,7 @@ impl Drop for Ended {
         }
         self.0.runs.close();
         self.0.tasks.close();
+        self.0.all_tasks.close();
         self.0.wake_sealer(|inbox| inbox.closing = true);
     }
 }

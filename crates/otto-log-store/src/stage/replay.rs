@@ -106,6 +106,23 @@ impl Stage<'_> {
         Ok(())
     }
 
+    /// A record that cannot be read was a block of this run up to there.
+    pub(crate) fn replay_lost(
+        &mut self,
+        place: Place,
+        block: Option<(u64, u64)>,
+        merged: bool,
+    ) -> Result<(), IndexError> {
+        match block {
+            Some((run, end)) if run > 0 && !merged => {
+                self.known_run(run)?;
+                self.fill_hole(run, end, place);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn replay_block(&mut self, place: Place, offset: u64, header: &Header, merged: bool) -> Result<(), IndexError> {
         self.known_run(header.run)?;
         let end = header.first.saturating_add(u64::from(header.lines));
