@@ -262,10 +262,8 @@ impl Link {
             return false;
         }
         let mut state = self.state();
-        if state.generation == generation && state.current.take().is_some() {
-            if moved.is_some() {
-                state.moved = moved;
-            }
+        if state.generation == generation && state.current.take().is_some() && moved.is_some() {
+            state.moved = moved;
         }
         // After a timeout the caller has waited long enough.
         !error.is_timeout()
