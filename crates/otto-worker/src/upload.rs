@@ -184,7 +184,14 @@ impl Uploader {
         };
         let call = self.client.register_worker(Request::new(request));
         let response = tokio::time::timeout(CALL_DEADLINE, call).await.map_err(|_| Break::Silence)??.into_inner();
-        accepted(response)
+        let is_new = response.status() == registration_response::Status::Success;
+        let config = accepted(response)?;
+        let acked = self.reporter.acked();
+        if is_new && acked > 0 && !self.by_entries {
+            tracing::warn!("the log server does not know this run any more: its lines up to {acked} are lost there");
+            self.incomplete = true;
+        }
+        Ok(config)
     }
 
     /// A message the transport does not carry is cut smaller next time.

@@ -1,1 +1,15 @@
-//! The real agent against real gRPC servers.
+//! The real agent and real jobs against real gRPC servers.
+
+// Helpers of tests, which clippy does not take for tests.
+#![allow(clippy::unwrap_used)]
+
+mod agent;
+mod capture;
+mod crash;
+mod faults;
+mod legacy;
+mod legacy_server;
+mod life;
+mod run_dir;
+mod server;
+mod spool;
