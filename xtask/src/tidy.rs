@@ -53,7 +53,7 @@ fn check_rust(name: &str, text: &str, faults: &mut Vec<String>) {
     if path.file_stem().is_some_and(|stem| ["utils", "common", "helpers", "misc"].iter().any(|bad| stem == *bad)) {
         faults.push(format!("{name}: name the concept"));
     }
-    if path.components().any(|part| part.as_os_str() == "tests") {
+    if path.components().any(|part| ["tests", "tests.rs"].iter().any(|test| part.as_os_str() == *test)) {
         return;
     }
     let production = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
