@@ -43,6 +43,9 @@ const INBOX: &str = "ottoscaler.v1.Inbox";
 /// The ready file waits so long for everything to be well.
 const READY_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// Another process may hold the data directory so long.
+const LOCK_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// A part of the program: its name, and how it ended.
 type Part = (&'static str, anyhow::Result<()>);
 
@@ -52,11 +55,13 @@ type Part = (&'static str, anyhow::Result<()>);
 /// Names the setting, file or address at fault; or the part that ended although it should not.
 pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let options = config.options()?;
+    // Before the addresses: what a killed scaler was just starting holds both for a moment.
+    let data_dir = config.data_dir.clone();
+    let _lock = tokio::task::spawn_blocking(move || lock(&data_dir)).await??;
     let grpc_listener = grpc::bind("--grpc-addr", config.grpc_addr)?;
     let admin_listener = grpc::bind("--admin-addr", config.admin_addr)?;
     let (grpc_addr, admin_addr) = (grpc_listener.local_addr()?, admin_listener.local_addr()?);
     let policy = config.auth.policy(&[grpc_addr, admin_addr])?;
-    let _lock = lock(&config.data_dir)?;
     if let Err(error) = grpc::raise_descriptor_limit() {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
@@ -188,13 +193,14 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         redis = config.redis.redis_url.is_some(), "serving"
     );
 
-    let mut failure = None;
-    tokio::select! {
-        () = drain.requested() => {}
-        Some(part) = front.join_next() => failure = Some(ended(part)),
-        Some(part) = core.join_next() => failure = Some(ended(part)),
-        Some(part) = back.join_next() => failure = Some(ended(part)),
-    }
+    let failure = tokio::select! {
+        // Parts end by themselves once this is requested.
+        biased;
+        () = drain.requested() => None,
+        Some(part) = front.join_next() => Some(ended(part)),
+        Some(part) = core.join_next() => Some(ended(part)),
+        Some(part) = back.join_next() => Some(ended(part)),
+    };
     drain.request();
     watchers.close();
     rest(&mut front).await;
@@ -241,13 +247,20 @@ fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
         .write(true)
         .open(data_dir.join("scaler.lock"))
         .with_context(|| format!("cannot write to the data directory {shown} (--data-dir)"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            anyhow::bail!("the data directory {shown} (--data-dir) is in use by another process")
-        }
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock the data directory {shown} (--data-dir)"))
+    // A scaler that was killed while it started a worker lets go when that process is the worker's program.
+    let deadline = std::time::Instant::now() + LOCK_WITHIN;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                anyhow::bail!("the data directory {shown} (--data-dir) is in use by another process")
+            }
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock the data directory {shown} (--data-dir)"));
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         // Nobody listens on port 1.
         let mut flags = vec!["--log-server", "http://127.0.0.1:1", "--keep-ended", "0s", "--drain-limit", "0s"];
+        flags.push("--worker-arg=--drain-timeout=200ms");
         flags.extend(extra);
         let scaler = Scaler::start(dir.path(), &flags).await.unwrap();
         let channel = scaler.channel().await.unwrap();
