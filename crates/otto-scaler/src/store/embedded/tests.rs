@@ -48,3 +48,15 @@ fn opening_says_what_is_wrong() {
     let error = EmbeddedStore::open(garbage.path()).unwrap_err().to_string();
     assert!(error.contains("tasks.redb"), "{error}");
 }
+
+#[test]
+fn a_file_of_another_version_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = redb::Database::create(dir.path().join("tasks.redb")).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(redb::TableDefinition::<&str, u64>::new("meta")).unwrap().insert("format", 9).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = EmbeddedStore::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("tasks.redb") && error.contains("format is 9"), "{error}");
+}
