@@ -63,6 +63,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let store = Store::open(Options::new(directory.join("store")))?;
     println!("idle: {:.1} MB resident", resident_mb());
+    many_runs(&store).await?;
+    println!("10,000 runs: {:.1} MB resident", resident_mb());
     throughput(&store, blocks, lines, runs).await?;
     latency(&store).await?;
     read_back(&store).await?;
@@ -79,6 +81,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     std::fs::remove_dir_all(&directory)?;
+    Ok(())
+}
+
+async fn many_runs(store: &Store) -> Result<(), Box<dyn Error>> {
+    let template = block(1, 10, false).ok_or("no lines")?;
+    for hundred in 0..100 {
+        let keys = (0..100).map(|number| RunKey {
+            task_id: format!("task-{hundred}"),
+            worker_id: format!("otto-task-{hundred}-0123456789-{number}-1"),
+            run_id: format!("{hundred:016x}{number:016x}"),
+        });
+        let keys: Vec<RunKey> = keys.collect();
+        for state in futures::future::join_all(keys.iter().map(|key| store.open_run(key, None))).await {
+            store.append(state?.id, Record::Block(template.clone())).await?;
+        }
+    }
     Ok(())
 }
 

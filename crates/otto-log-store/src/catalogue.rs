@@ -67,6 +67,19 @@ impl Catalogue {
         }
     }
 
+    /// What finds the newest row of a run once the lock is released.
+    pub(crate) fn run_lookup(&self, id: u64) -> Result<RunLookup, IndexError> {
+        Ok(RunLookup { id, in_memory: self.run_in_memory(id).cloned(), reader: self.index.reader()? })
+    }
+
+    /// The number of the run with this key, as far as memory knows; otherwise where to look.
+    pub(crate) fn find_lookup(&self, key: &RunKey) -> Result<Result<u64, Reader>, IndexError> {
+        match self.layers().find_map(|layer| layer.keys.get(key)) {
+            Some(id) => Ok(Ok(*id)),
+            None => Ok(Err(self.index.reader()?)),
+        }
+    }
+
     /// The number of the run with this key, if it exists.
     pub(crate) fn find(&self, key: &RunKey) -> Result<Option<u64>, IndexError> {
         let found = match self.layers().find_map(|layer| layer.keys.get(key)) {
@@ -194,6 +207,23 @@ fn hole_or(entry: Entry, file: Option<Arc<File>>, position: u64) -> Step {
 
 fn end(row: &RunRow, position: u64) -> Step {
     if position < row.expected { Step::Hole(row.expected) } else { Step::End(row.finish.clone()) }
+}
+
+/// One moment of a run's row. Whoever reads the index holds no lock, so that the writer never waits for a disk.
+pub(crate) struct RunLookup {
+    id: u64,
+    in_memory: Option<RunRow>,
+    pub(crate) reader: Reader,
+}
+
+impl RunLookup {
+    /// The row of a run that exists.
+    pub(crate) fn row(&self) -> Result<Option<RunRow>, IndexError> {
+        match &self.in_memory {
+            Some(row) => Ok((!row.removed).then(|| row.clone())),
+            None => self.reader.run(self.id),
+        }
+    }
 }
 
 /// One moment of a run, for a reader whose position is older than memory.

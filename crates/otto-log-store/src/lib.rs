@@ -3,6 +3,33 @@
 //!
 //! **Invariants.** What an [`Append`] acknowledged is on disk, byte-equal, in order, once. Readers see only what is on
 //! disk. A hole is always an explicit gap. Memory, disk and descriptors are bounded whatever producers and readers do.
+//!
+//! # How it works
+//!
+//! | module | what |
+//! |---|---|
+//! | `record` | the bytes of a record; its header is bound to store, file and offset by its checksum |
+//! | `batch`, `segment` | one group commit: one write, one fdatasync; reading a record from the page cache or the disk |
+//! | `queue`, `writer` | the one thread that writes; the next commit is what arrived during the last one |
+//! | `stage` | what a record changes, the same whether it is being written or found again (`stage::replay`) |
+//! | `layer`, `catalogue` | what is known of segments that are not in the index yet; the newest of it wins |
+//! | `index` | sealed segments: runs, tasks, events, where blocks are; written once per segment, in one transaction |
+//! | `sealer`, `merge` | in the background: merging small blocks, indexing, retention |
+//! | `directory`, `scan`, `recover` | opening, and what a crash or a bad disk left |
+//! | `cursor`, `watch` | reading and following |
+//!
+//! **Every segment can be understood alone.** Where a run or a task is met first in a segment, its whole state precedes
+//! it. So the oldest segment can go without a word about the others, and the index can be built anew from any rest.
+//!
+//! **What recovery cuts off.** A group commit is written only after the one before it was synced, and each record says
+//! where its commit begins. So everything before the last commit in the newest file was on disk once: damage there is
+//! damage to acknowledged data and is shown as a gap with reason DAMAGED. Damage inside the last commit means that it
+//! was never acknowledged (or that the very last commit before a crash was damaged afterwards, which cannot be told
+//! apart; its sender then finds that it has to send again, or that the server lost it): there the file is cut off.
+//! A store that was closed in order ends with a record that proves even the last commit.
+//!
+//! **Deliberately absent:** replication; removal of single runs' bytes before their segment goes; any timer on the way
+//! of a line.
 
 mod batch;
 mod catalogue;

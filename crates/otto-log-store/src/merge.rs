@@ -20,7 +20,7 @@ use crate::segment::{Loaded, file_name, load, sync_directory, write_all};
 use crate::shared::Shared;
 
 /// Blocks with at least so many bytes of payload stay as they came.
-const LARGE: u32 = 256 << 10;
+const LARGE: u32 = 64 << 10;
 /// Bytes of text of a merged block; the last one of a run may have fewer.
 const TARGET: usize = 1 << 20;
 /// Level of zstd. This runs in the background, and what it saves is kept for days.

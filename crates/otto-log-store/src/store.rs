@@ -297,7 +297,11 @@ impl Store {
     /// # Errors
     /// If the index cannot be read.
     pub async fn run(&self, run: RunId) -> Result<Option<RunInfo>, ReadError> {
-        self.look(move |shared| Ok(shared.catalogue().run(run.0)?.map(|row| row.info()))).await
+        self.look(move |shared| {
+            let lookup = shared.catalogue().run_lookup(run.0)?;
+            Ok(lookup.row()?.map(|row| row.info()))
+        })
+        .await
     }
 
     /// Finds a run without making it.
@@ -307,9 +311,14 @@ impl Store {
     pub async fn find_run(&self, key: &RunKey) -> Result<Option<RunInfo>, ReadError> {
         let key = key.clone();
         self.look(move |shared| {
-            let catalogue = shared.catalogue();
-            let Some(id) = catalogue.find(&key)? else { return Ok(None) };
-            Ok(catalogue.run(id)?.map(|row| row.info()))
+            let found = shared.catalogue().find_lookup(&key)?;
+            let id = match found {
+                Ok(id) => Some(id),
+                Err(reader) => reader.find(&key)?,
+            };
+            let Some(id) = id else { return Ok(None) };
+            let lookup = shared.catalogue().run_lookup(id)?;
+            Ok(lookup.row()?.map(|row| row.info()))
         })
         .await
     }

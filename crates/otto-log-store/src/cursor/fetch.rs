@@ -155,29 +155,31 @@ fn load_steps(
 /// Where a cursor begins; `None`: no such run.
 pub(super) fn resolve(shared: &Shared, run: u64, from: From) -> Result<Option<(u64, u8)>, IndexError> {
     match from {
-        From::Sequence(sequence) => Ok(shared.catalogue().run(run)?.map(|_| (sequence.max(1), 0))),
+        From::Sequence(sequence) => {
+            let lookup = shared.catalogue().run_lookup(run)?;
+            Ok(lookup.row()?.map(|_| (sequence.max(1), 0)))
+        }
         From::Tail(lines) => tail(shared, run, lines),
         From::Time(time) => at_time(shared, run, time),
     }
 }
 
 fn tail(shared: &Shared, run: u64, mut lines: u64) -> Result<Option<(u64, u8)>, IndexError> {
-    let (row, reader) = {
+    let (lookup, in_memory) = {
         let catalogue = shared.catalogue();
-        let Some(row) = catalogue.run(run)? else { return Ok(None) };
-        if lines == 0 {
-            return Ok(Some((row.expected, 1)));
-        }
-        for entry in catalogue.entries_back(run) {
-            match back(entry, &mut lines) {
-                Some(position) => return Ok(Some((position, 0))),
-                None => continue,
-            }
-        }
-        (row, catalogue.index.reader()?)
+        let mut entries = if lines == 0 { None } else { Some(catalogue.entries_back(run)) };
+        let found = entries.as_mut().and_then(|entries| entries.find_map(|entry| back(entry, &mut lines)));
+        (catalogue.run_lookup(run)?, found)
     };
+    let Some(row) = lookup.row()? else { return Ok(None) };
+    if let Some(position) = in_memory {
+        return Ok(Some((position, 0)));
+    }
+    if lines == 0 {
+        return Ok(Some((row.expected, 1)));
+    }
     let mut found = None;
-    reader.entries_back(run, |entry| {
+    lookup.reader.entries_back(run, |entry| {
         found = back(&entry, &mut lines);
         found.is_none()
     })?;
@@ -196,16 +198,16 @@ fn back(entry: &Entry, lines: &mut u64) -> Option<u64> {
 
 fn at_time(shared: &Shared, run: u64, time: i64) -> Result<Option<(u64, u8)>, IndexError> {
     let wanted = |entry: &Entry| entry.kind == EntryKind::Block && entry.max_time >= time;
-    let (row, in_memory, reader) = {
+    let (lookup, in_memory) = {
         let catalogue = shared.catalogue();
-        let Some(row) = catalogue.run(run)? else { return Ok(None) };
-        let in_memory = catalogue.entries(run).find(|entry| wanted(entry)).map(|entry| entry.first);
-        (row, in_memory, catalogue.index.reader()?)
+        let found = catalogue.entries(run).find(|entry| wanted(entry)).map(|entry| entry.first);
+        (catalogue.run_lookup(run)?, found)
     };
+    let Some(row) = lookup.row()? else { return Ok(None) };
     let first = row.expired_through + 1;
     let mut position = first;
     loop {
-        let entries = reader.entries(run, position, 0, 1024)?;
+        let entries = lookup.reader.entries(run, position, 0, 1024)?;
         let Some(last) = entries.last() else { break };
         if let Some(entry) = entries.iter().find(|entry| wanted(entry)) {
             return Ok(Some((entry.first.max(first), 0)));
