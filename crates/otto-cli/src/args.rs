@@ -113,7 +113,7 @@ pub(crate) struct Submit {
     /// Follows the log, and ends with the task's result.
     #[arg(long, short)]
     pub(crate) follow: bool,
-    /// The program and its arguments; without one the scaler's default command runs.
+    /// The program and its arguments.
     #[arg(value_name = "COMMAND", trailing_var_arg = true, required = true)]
     pub(crate) command: Vec<String>,
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::args::{Cli, DeadLetters, Output};
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Row};
+use crate::output::{self, Column, Row};
 use crate::times;
 
 pub(crate) async fn run(cli: &Cli, action: &DeadLetters) -> Result<Exit, Failure> {
@@ -31,7 +31,9 @@ async fn list(cli: &Cli, limit: usize) -> Result<Exit, Failure> {
             break;
         }
     }
-    output::print(cli.output, &["ID", "TASK", "AGE", "REASON"], 3, &rows)?;
+    let columns =
+        [Column::kept("ID"), Column::dropped("TASK", 2), Column::dropped("AGE", 1), Column::elastic("REASON")];
+    output::print(cli.output, &columns, &rows)?;
     Ok(Exit::Ok)
 }
 

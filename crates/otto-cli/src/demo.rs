@@ -11,9 +11,9 @@ pub(crate) fn run(options: &Demo) -> Result<Exit, Failure> {
     let worker = std::env::var("OTTO_JOB_INDEX").unwrap_or_else(|_| "0".to_owned());
     let start = Instant::now();
     for n in 1..=options.lines {
-        if let Some(due) = ((n - 1) * 1_000_000_000).checked_div(options.rate)
-            && let Some(early) = Duration::from_nanos(due).checked_sub(start.elapsed())
-        {
+        // Due by its number, not by the line before: pauses do not add up.
+        let due = (u128::from(n - 1) * 1_000_000_000).checked_div(options.rate.into()).unwrap_or(0);
+        if let Some(early) = Duration::from_nanos(u64::try_from(due).unwrap_or(u64::MAX)).checked_sub(start.elapsed()) {
             thread::sleep(early);
         }
         let of = options.lines;

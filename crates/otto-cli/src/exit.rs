@@ -40,6 +40,9 @@ pub(crate) enum Failure {
     /// Something given cannot be used.
     #[error("{0}")]
     Usage(String),
+    /// Not possible as things are.
+    #[error("{0}")]
+    Refused(String),
     /// stdout, files.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -63,7 +66,7 @@ impl Failure {
             Failure::Usage(_) => Exit::Usage,
             // The reader of our pipe has seen enough.
             Failure::Io(_) if self.is_broken_pipe() => Exit::Ok,
-            Failure::Io(_) | Failure::Other(_) => Exit::Refused,
+            Failure::Refused(_) | Failure::Io(_) | Failure::Other(_) => Exit::Refused,
         }
     }
 

@@ -1,22 +1,25 @@
 //! `otto logs`: reading, following, and telling whether it was all.
 
 mod print;
+mod seen;
+mod stream;
 mod summary;
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use otto_proto::v1::{
-    GetTaskRequest, LogLevel, LogSource, LogWorker, ReadLogsRequest, ReadLogsResponse, Task, TaskState,
-};
-use otto_service::client::Backoff;
-use tonic::{Code, Status};
+use otto_proto::v1::{GetTaskRequest, LogLevel, LogSource, LogWorker, ReadLogsRequest, Task, TaskState};
+use signal_hook::consts::SIGINT;
+use tonic::Code;
 
 use crate::args::{Cli, Logs};
+use crate::console::tell;
 use crate::exit::{Exit, Failure};
 use crate::tasks::state_name;
 use print::Printer;
+use stream::Reader;
 
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
 /// How long the log may take to be finished after its task has ended.
 const LOG_AFTER_TASK: Duration = Duration::from_secs(30);
 
@@ -35,52 +38,79 @@ pub(crate) fn parse_source(text: &str) -> Result<i32, String> {
 
 pub(crate) async fn run(cli: &Cli, options: &Logs) -> Result<Exit, Failure> {
     let mut printer = Printer::new(cli.output, options);
-    if options.follow {
-        let ended = tokio::select! {
-            ended = follow(cli, options, &mut printer) => ended,
-            () = interrupted() => return Ok(Exit::Interrupted),
-        };
-        printer.end()?;
-        return Ok(verdict(&ended?, true));
-    }
-    let status =
-        if options.raw { read_raw(cli, options, &mut printer).await } else { read(cli, options, &mut printer).await };
-    printer.end()?;
-    Ok(verdict(&status?, false))
-}
-
-/// Follows the log of a task and ends with the task's result.
-pub(crate) async fn follow_to_result(cli: &Cli, options: &Logs) -> Result<Exit, Failure> {
-    let mut printer = Printer::new(cli.output, options);
-    let patient = Logs { wait: Duration::MAX, ..options.clone() };
-    let task = {
-        let log = follow(cli, &patient, &mut printer);
-        let ended = task_ended(cli, &options.task);
-        tokio::pin!(log, ended);
-        tokio::select! {
-            () = interrupted() => {
-                eprintln!("otto: the task goes on; `otto logs {0} -f` follows it, `otto cancel {0}` stops it", options.task);
-                return Ok(Exit::Interrupted);
-            }
-            log = &mut log => (Some(log?), ended.await?),
-            task = &mut ended => {
-                // What is still on its way.
-                let rest = tokio::time::timeout(LOG_AFTER_TASK, &mut log).await;
-                (rest.ok().transpose()?, task?)
-            }
+    let reading = async {
+        if options.follow {
+            await_task(cli, options, &mut printer).await?;
+            return Reader::new(cli, request(options)).follow(options.wait, &mut printer).await;
         }
+        if options.raw {
+            return read_raw(cli, options, &mut printer).await;
+        }
+        if options.worker.is_none() {
+            printer.expect_workers(list_workers(cli, &options.task).await?.len());
+        }
+        Reader::new(cli, request(options)).read(&mut printer).await
+    };
+    let status = tokio::select! {
+        status = reading => status,
+        () = interrupted() => return Ok(Exit::Interrupted),
     };
     printer.end()?;
-    let (status, task) = task;
-    let log = status.map(|workers| verdict(&workers, true));
-    if log.is_none() {
-        eprintln!("otto: the log of {} was not finished within {LOG_AFTER_TASK:?} of its end", options.task);
-    }
+    Ok(verdict(&status?, options.follow))
+}
+
+/// Follows the log of a task with so many workers, and ends with the task's result.
+pub(crate) async fn follow_to_result(cli: &Cli, options: &Logs, workers: usize) -> Result<Exit, Failure> {
+    let mut printer = Printer::new(cli.output, options);
+    printer.expect_workers(workers);
+    printer.progress(format!("waiting for the first line of task {}", options.task));
+    let both = async {
+        let log = Reader::new(cli, request(options)).follow(Duration::MAX, &mut printer);
+        let ended = task_ended(cli, &options.task);
+        tokio::pin!(log, ended);
+        let (log, task) = tokio::select! {
+            log = &mut log => match log {
+                // Nobody reads our output any more.
+                Err(failure @ Failure::Io(_)) => return Err(failure),
+                log => (Some(log), ended.await?),
+            },
+            task = &mut ended => {
+                let task = task?;
+                // What is still on its way.
+                (tokio::time::timeout(LOG_AFTER_TASK, &mut log).await.ok(), task)
+            }
+        };
+        Ok::<_, Failure>((log, task))
+    };
+    let outcome = tokio::select! {
+        outcome = both => Some(outcome),
+        () = interrupted() => None,
+    };
+    printer.clear();
+    let Some(outcome) = outcome else {
+        let task = &options.task;
+        tell(format!("the task goes on; `otto logs -f {task}` follows it, `otto cancel {task}` stops it"));
+        return Ok(Exit::Interrupted);
+    };
+    let (log, task) = outcome?;
+    printer.end()?;
+    let log = match log {
+        Some(Ok(workers)) => verdict(&workers, true),
+        Some(Err(failure @ Failure::Io(_))) => return Err(failure),
+        Some(Err(failure)) => {
+            tell(failure);
+            Exit::Incomplete
+        }
+        None => {
+            tell(format!("the log was not finished within {LOG_AFTER_TASK:?} of the task's end"));
+            Exit::Incomplete
+        }
+    };
     if task.state() == TaskState::Succeeded {
-        return Ok(log.unwrap_or(Exit::Incomplete));
+        return Ok(log);
     }
     let why = if task.error_message.is_empty() { String::new() } else { format!(": {}", task.error_message) };
-    eprintln!("otto: task {} {}{why}", options.task, state_name(task.state()));
+    tell(format!("task {} {}{why}", options.task, state_name(task.state())));
     Ok(Exit::TaskFailed)
 }
 
@@ -97,37 +127,6 @@ fn request(options: &Logs) -> ReadLogsRequest {
     }
 }
 
-/// What is stored now. Begins again where it stopped if the connection breaks.
-async fn read(cli: &Cli, options: &Logs, printer: &mut Printer) -> Result<Vec<LogWorker>, Failure> {
-    if options.worker.is_none() {
-        printer.expect_workers(list_workers(cli, &options.task).await?.len());
-    }
-    let mut client = cli.logs_client()?;
-    let mut request = request(options);
-    let mut status = Vec::new();
-    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-    loop {
-        let mut begun = false;
-        let result: Result<(), Status> = async {
-            let mut stream = client.read_logs(request.clone()).await?.into_inner();
-            while let Some(part) = stream.message().await? {
-                begun = true;
-                take(part, &mut request, &mut status, printer)?;
-            }
-            Ok(())
-        }
-        .await;
-        match result {
-            Ok(()) => return Ok(status),
-            Err(error) if begun && is_passing(&error) => {
-                backoff.reset();
-                tokio::time::sleep(backoff.next()).await;
-            }
-            Err(error) => return Err(failure(cli, error)),
-        }
-    }
-}
-
 /// Worker after worker, the bytes as they were printed.
 async fn read_raw(cli: &Cli, options: &Logs, printer: &mut Printer) -> Result<Vec<LogWorker>, Failure> {
     let mut status = Vec::new();
@@ -136,7 +135,7 @@ async fn read_raw(cli: &Cli, options: &Logs, printer: &mut Printer) -> Result<Ve
             continue;
         }
         let one = Logs { worker: Some(worker.worker_id), ..options.clone() };
-        status.extend(read(cli, &one, printer).await?);
+        status.extend(Reader::new(cli, request(&one)).read(printer).await?);
     }
     match (&options.worker, status.is_empty()) {
         (Some(worker), true) => Err(Failure::NotFound(format!("task {} has no worker {worker}", options.task))),
@@ -144,76 +143,27 @@ async fn read_raw(cli: &Cli, options: &Logs, printer: &mut Printer) -> Result<Ve
     }
 }
 
-/// Until the task is complete; whatever breaks in between.
-async fn follow(cli: &Cli, options: &Logs, printer: &mut Printer) -> Result<Vec<LogWorker>, Failure> {
-    let mut client = cli.logs_client()?;
-    let mut request = request(options);
-    let mut status = Vec::new();
-    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-    let begun = Instant::now();
-    let (mut seen, mut told) = (false, false);
+/// Waits until the log server knows the task: a task that was just submitted, or a mistyped name.
+async fn await_task(cli: &Cli, options: &Logs, printer: &mut Printer) -> Result<(), Failure> {
+    let start = Instant::now();
+    let mut backoff = stream::backoff();
     loop {
-        let result: Result<(), Status> = async {
-            let mut stream = client.tail_logs(request.clone()).await?.into_inner();
-            if told {
-                eprintln!("otto: connected again");
-                told = false;
+        match list_workers(cli, &options.task).await {
+            Ok(workers) => {
+                printer.expect_workers(workers.len());
+                return Ok(());
             }
-            while let Some(part) = stream.message().await? {
-                (seen, _) = (true, backoff.reset());
-                take(part, &mut request, &mut status, printer)?;
+            Err(Failure::Server { status, .. })
+                if status.code() == Code::NotFound && start.elapsed() < options.wait =>
+            {
+                printer.progress(format!("waiting for task {}: the log server does not know it yet", options.task));
             }
-            Ok(())
-        }
-        .await;
-        let error = match result {
-            Ok(()) => return Ok(status),
-            Err(error) => error,
-        };
-        match error.code() {
-            // Its first worker has not registered yet.
-            Code::NotFound if !seen && begun.elapsed() < options.wait => {}
-            _ if is_passing(&error) && (seen || options.wait == Duration::MAX || begun.elapsed() < options.wait) => {
-                if !told {
-                    eprintln!("otto: {}; trying again", cli.log_server_said(error));
-                    told = true;
-                }
-            }
-            _ => return Err(failure(cli, error)),
+            // The log server is away: that is told, and waited for, while following.
+            Err(Failure::Server { status, .. }) if stream::is_passing(&status) => return Ok(()),
+            Err(failure) => return Err(failure),
         }
         tokio::time::sleep(backoff.next()).await;
     }
-}
-
-fn take(
-    part: ReadLogsResponse,
-    request: &mut ReadLogsRequest,
-    status: &mut Vec<LogWorker>,
-    printer: &mut Printer,
-) -> Result<(), Status> {
-    // The message goes with the error: our caller finds it there again (see `failure`).
-    printer.print(&part).map_err(|error| Status::from_error(Box::new(error)))?;
-    if !part.resume_token.is_empty() {
-        request.resume_token = part.resume_token;
-    }
-    if !part.status.is_empty() {
-        *status = part.status;
-    }
-    Ok(())
-}
-
-fn failure(cli: &Cli, status: Status) -> Failure {
-    let io = std::error::Error::source(&status).and_then(|source| source.downcast_ref::<std::io::Error>());
-    match io {
-        Some(error) if status.code() == Code::Unknown => Failure::Io(error.kind().into()),
-        _ => cli.log_server_said(status),
-    }
-}
-
-fn is_passing(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::Aborted | Code::Cancelled | Code::ResourceExhausted)
-        || (status.code() == Code::Unknown && std::error::Error::source(status).is_none())
-        || (status.code() == Code::Internal && status.message().contains("h2"))
 }
 
 async fn list_workers(cli: &Cli, task: &str) -> Result<Vec<LogWorker>, Failure> {
@@ -226,7 +176,7 @@ async fn list_workers(cli: &Cli, task: &str) -> Result<Vec<LogWorker>, Failure> 
 async fn task_ended(cli: &Cli, task_id: &str) -> Result<Task, Failure> {
     use otto_proto::v1::watch_workers_response::Kind;
     let mut client = cli.tasks_client()?;
-    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let mut backoff = stream::backoff();
     loop {
         let request = otto_proto::v1::WatchWorkersRequest { task_id: task_id.to_owned() };
         if let Ok(answer) = client.watch_workers(request).await {
@@ -241,14 +191,18 @@ async fn task_ended(cli: &Cli, task_id: &str) -> Result<Task, Failure> {
         // The stream broke: the scaler restarts, or has forgotten the task.
         match client.get_task(GetTaskRequest { task_id: task_id.to_owned() }).await.map(tonic::Response::into_inner) {
             Ok(task) if !matches!(task.state(), TaskState::Pending | TaskState::Running) => return Ok(task),
-            Err(status) if !is_passing(&status) => return Err(cli.scaler_said(status)),
+            Err(status) if !stream::is_passing(&status) => return Err(cli.scaler_said(status)),
             _ => tokio::time::sleep(backoff.next()).await,
         }
     }
 }
 
+/// Until Ctrl-C. A second one ends the program at once, even if nobody takes its output.
 async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
+    let first = Arc::new(AtomicBool::new(false));
+    let second = signal_hook::flag::register_conditional_default(SIGINT, Arc::clone(&first))
+        .and_then(|_| signal_hook::flag::register(SIGINT, first));
+    if second.is_err() || tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
     }
 }
@@ -260,9 +214,7 @@ fn verdict(workers: &[LogWorker], ended: bool) -> Exit {
         if line.fault {
             exit = Exit::Incomplete;
         }
-        if line.fault || std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-            eprintln!("otto: {}", line.text);
-        }
+        tell(line.text);
     }
     exit
 }

@@ -1,6 +1,7 @@
 //! The `otto` command.
 
 mod args;
+mod console;
 mod dead_letters;
 mod demo;
 mod exit;
@@ -13,6 +14,7 @@ mod submit;
 mod tasks;
 mod times;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use args::{Cli, Command};
@@ -30,10 +32,7 @@ fn main() -> ExitCode {
     };
     let result = match &cli.command {
         Command::Demo(options) => demo::run(options),
-        Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "otto", &mut std::io::stdout());
-            Ok(Exit::Ok)
-        }
+        Command::Completions { shell } => completions(*shell),
         _ => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -42,11 +41,21 @@ fn main() -> ExitCode {
     };
     let exit = result.unwrap_or_else(|failure| {
         if !failure.is_broken_pipe() {
-            eprintln!("otto: {failure}");
+            console::tell(&failure);
         }
         failure.exit()
     });
     exit.into()
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
+    // Not written directly: the generator panics when its reader has seen enough.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "otto", &mut script);
+    let mut out = std::io::stdout().lock();
+    out.write_all(&script)?;
+    out.flush()?;
+    Ok(Exit::Ok)
 }
 
 async fn run(cli: &Cli) -> Result<Exit, Failure> {

@@ -3,8 +3,10 @@
 use std::io::{self, IsTerminal, Write};
 
 use serde_json::Value;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::args::Output;
+use crate::console::plain;
 
 /// Whether colours are wanted on stdout (<https://no-color.org>).
 pub(crate) fn colours() -> bool {
@@ -17,8 +19,40 @@ pub(crate) struct Row {
     pub(crate) json: Value,
 }
 
-/// Prints rows. On a terminal the column `elastic` is cut so that lines fit.
-pub(crate) fn print(form: Output, header: &[&str], elastic: usize, rows: &[Row]) -> io::Result<()> {
+/// A column of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Column {
+    title: &'static str,
+    narrow: Narrow,
+}
+
+/// What becomes of a column where the terminal is too narrow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Narrow {
+    /// It stays as it is: what it holds is typed again elsewhere.
+    Kept,
+    /// It is cut first.
+    Elastic,
+    /// It is left out after that, the lowest number first.
+    Dropped(u8),
+}
+
+impl Column {
+    pub(crate) const fn kept(title: &'static str) -> Self {
+        Self { title, narrow: Narrow::Kept }
+    }
+
+    pub(crate) const fn elastic(title: &'static str) -> Self {
+        Self { title, narrow: Narrow::Elastic }
+    }
+
+    pub(crate) const fn dropped(title: &'static str, order: u8) -> Self {
+        Self { title, narrow: Narrow::Dropped(order) }
+    }
+}
+
+/// Prints rows. On a terminal the table is made to fit; in a pipe nothing is left out.
+pub(crate) fn print(form: Output, columns: &[Column], rows: &[Row]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if form == Output::Json {
         for row in rows {
@@ -26,48 +60,94 @@ pub(crate) fn print(form: Output, header: &[&str], elastic: usize, rows: &[Row])
         }
         return out.flush();
     }
-    let width = io::stdout().is_terminal().then(|| terminal_size::terminal_size().map(|(width, _)| width.0.into()));
-    let text = table(header, elastic, rows, width.flatten());
+    let width = if io::stdout().is_terminal() { terminal_size::terminal_size_of(io::stdout()) } else { None };
+    let text = table(columns, rows, width.map(|(width, _)| width.0.into()));
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-fn table(header: &[&str], elastic: usize, rows: &[Row], terminal: Option<usize>) -> String {
-    const GAP: usize = 2;
-    let mut widths: Vec<usize> = header.iter().map(|title| title.len()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(&row.cells) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    if let (Some(terminal), Some(elastic_width)) = (terminal, widths.get(elastic).copied()) {
-        let all: usize = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
-        let over = all.saturating_sub(terminal);
-        widths[elastic] = elastic_width.saturating_sub(over).max(header[elastic].len().max(8));
+const GAP: usize = 2;
+/// An elastic column is left out rather than cut to less.
+const LEAST: usize = 12;
+
+fn table(columns: &[Column], rows: &[Row], terminal: Option<usize>) -> String {
+    let titles: Vec<String> = columns.iter().map(|column| column.title.to_owned()).collect();
+    let cells: Vec<Vec<String>> =
+        rows.iter().map(|row| row.cells.iter().map(|cell| plain(cell)).collect::<Vec<_>>()).collect();
+    let lines: Vec<&Vec<String>> = std::iter::once(&titles).chain(&cells).collect();
+    let natural = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.width()).max();
+    let mut widths: Vec<Option<usize>> = (0..columns.len()).map(natural).collect();
+    if let Some(terminal) = terminal {
+        fit(columns, &mut widths, terminal);
     }
     let mut text = String::new();
-    let titles = header.iter().map(ToString::to_string).collect::<Vec<_>>();
-    for cells in std::iter::once(&titles).chain(rows.iter().map(|row| &row.cells)) {
-        let mut line = String::new();
-        for (column, (cell, width)) in cells.iter().zip(&widths).enumerate() {
-            let shown = if column == elastic { cut(cell, *width) } else { cell.clone() };
-            line.push_str(&shown);
-            let pad = width.saturating_sub(shown.chars().count()) + GAP;
-            line.extend(std::iter::repeat_n(' ', pad));
+    for line in lines {
+        let mut shown = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            let Some(width) = *width else { continue };
+            let cell = cut(cell, width);
+            let pad = width.saturating_sub(cell.width()) + GAP;
+            shown.push_str(&cell);
+            shown.extend(std::iter::repeat_n(' ', pad));
         }
-        text.push_str(line.trim_end());
+        text.push_str(shown.trim_end());
         text.push('\n');
     }
     text
 }
 
-/// The text on one line, at most so many characters.
-fn cut(text: &str, width: usize) -> String {
-    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if clean.chars().count() <= width {
-        return clean;
+/// Makes columns narrower, or leaves them out (`None`), until they fit.
+fn fit(columns: &[Column], widths: &mut [Option<usize>], terminal: usize) {
+    let over = |widths: &[Option<usize>]| {
+        let shown = widths.iter().flatten().count();
+        (widths.iter().flatten().sum::<usize>() + GAP * shown.saturating_sub(1)).saturating_sub(terminal)
+    };
+    let elastic = columns.iter().position(|column| column.narrow == Narrow::Elastic);
+    let shrink = |widths: &mut [Option<usize>], least: usize| {
+        let too_much = over(widths);
+        if let Some(width) = elastic.and_then(|column| widths[column].as_mut()) {
+            *width = width.saturating_sub(too_much).max(least.min(*width));
+        }
+    };
+    let mut droppable: Vec<(u8, usize)> = columns
+        .iter()
+        .enumerate()
+        .filter_map(|(index, column)| match column.narrow {
+            Narrow::Dropped(order) => Some((order, index)),
+            Narrow::Kept | Narrow::Elastic => None,
+        })
+        .collect();
+    droppable.sort_unstable();
+    // A message of some length is worth more than the columns that go first.
+    let wanted = (terminal / 4).max(LEAST);
+    for (_, column) in droppable {
+        let mut tried = widths.to_vec();
+        shrink(&mut tried, wanted);
+        if over(&tried) == 0 {
+            break;
+        }
+        widths[column] = None;
     }
-    let mut cut: String = clean.chars().take(width.saturating_sub(1)).collect();
+    shrink(widths, LEAST);
+    if over(widths) > 0
+        && let Some(column) = elastic
+    {
+        widths[column] = None;
+    }
+}
+
+/// At most so many columns of a terminal.
+fn cut(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut cut = String::new();
+    for character in text.chars() {
+        if cut.width() + character.width().unwrap_or(0) + 1 > width {
+            break;
+        }
+        cut.push(character);
+    }
     cut.push('…');
     cut
 }
@@ -94,16 +174,32 @@ mod tests {
         vec![row(["a", "running", "a rather long message\nof two lines"]), row(["bcd", "failed", ""])]
     }
 
+    const COLUMNS: [Column; 3] = [Column::kept("TASK"), Column::dropped("STATE", 1), Column::elastic("MESSAGE")];
+
     #[test]
-    fn a_table_fits_a_narrow_terminal() {
-        let text = table(&["TASK", "STATE", "MESSAGE"], 2, &rows(), Some(30));
+    fn a_table_fits_every_terminal() {
+        let text = table(&COLUMNS, &rows(), Some(30));
         assert_eq!(text, "TASK  STATE    MESSAGE\na     running  a rather long …\nbcd   failed\n");
-        assert!(text.lines().all(|line| line.chars().count() <= 30));
+        // Too narrow for the message: first the others go, then it goes itself.
+        assert_eq!(table(&COLUMNS, &rows(), Some(20)), "TASK  MESSAGE\na     a rather long…\nbcd\n");
+        assert_eq!(table(&COLUMNS, &rows(), Some(10)), "TASK\na\nbcd\n");
+        for width in 4..80 {
+            let text = table(&COLUMNS, &rows(), Some(width));
+            assert!(text.lines().all(|line| line.width() <= width), "{width}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        let row = Row { cells: vec!["任務".into(), "x".into(), "\x1b[2J".into()], json: Value::Null };
+        let text = table(&COLUMNS, &[row], None);
+        assert_eq!(text, "TASK  STATE  MESSAGE\n任務  x      \\u{1b}[2J\n");
+        assert_eq!(cut("任務任務", 5), "任務…");
     }
 
     #[test]
     fn a_table_in_a_pipe_is_not_cut() {
-        assert!(table(&["TASK", "STATE", "MESSAGE"], 2, &rows(), None).contains("a rather long message of two lines"));
+        assert!(table(&COLUMNS, &rows(), None).contains("a rather long message of two lines"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::args::{Cli, Output, Pipeline};
+use crate::console::plain;
 use crate::exit::{Exit, Failure};
 
 /// The file: PipelineRequest in TOML or JSON.
@@ -70,7 +71,7 @@ fn one() -> i32 {
 
 pub(crate) async fn run(cli: &Cli, action: &Pipeline) -> Result<Exit, Failure> {
     let Pipeline::Run { file } = action;
-    let request = read(file)?;
+    let request = read(file).map_err(|error| Failure::Usage(format!("{error:#}")))?;
     let answer = cli.scaler_client()?.execute_pipeline(request).await.map_err(|status| cli.scaler_said(status))?;
     let mut progress = answer.into_inner();
     let mut last = StageStatus::StagePending;
@@ -138,7 +139,13 @@ fn print(cli: &Cli, step: &PipelineProgress) -> io::Result<()> {
         }
         Output::Table => {
             let stage = if step.stage_id.is_empty() { "pipeline" } else { &step.stage_id };
-            writeln!(out, "{:>3} %  {stage}: {status} {}{}", step.progress_percentage, step.message, step.error_message)
+            let said: Vec<&str> = [&step.message, &step.error_message]
+                .into_iter()
+                .map(String::as_str)
+                .filter(|text| !text.is_empty())
+                .collect();
+            let said = if said.is_empty() { String::new() } else { format!(": {}", said.join(": ")) };
+            writeln!(out, "{:>3} %  {}", step.progress_percentage, plain(&format!("{stage} {status}{said}")))
         }
     }
 }

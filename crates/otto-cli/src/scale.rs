@@ -8,13 +8,22 @@ use serde_json::json;
 
 use crate::args::{Cli, Output};
 use crate::exit::{Exit, Failure};
+use crate::tasks::state_name;
 
 pub(crate) async fn scale(cli: &Cli, task: &str, workers: u32) -> Result<Exit, Failure> {
     let request = GetTaskRequest { task_id: task.to_owned() };
     let known = cli.tasks_client()?.get_task(request).await.map_err(|status| cli.scaler_said(status))?.into_inner();
     let count =
         i32::try_from(workers).map_err(|_| Failure::Usage(format!("{workers} workers are more than can be")))?;
-    let request = ScaleRequest { task_id: task.to_owned(), worker_count: count, ..ScaleRequest::default() };
+    if known.ended_at.is_some() {
+        let state = state_name(known.state());
+        return Err(Failure::Refused(format!(
+            "task {task} has ended ({state}); submit it under another name to run it again"
+        )));
+    }
+    let triggered_by = "otto".to_owned();
+    let request =
+        ScaleRequest { task_id: task.to_owned(), worker_count: count, triggered_by, ..ScaleRequest::default() };
     let mut client = cli.scaler_client()?;
     let answer =
         if workers > known.wanted_workers { client.scale_up(request).await } else { client.scale_down(request).await };

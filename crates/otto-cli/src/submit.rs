@@ -8,6 +8,7 @@ use otto_proto::v1::{ScaleRequest, ScaleResponse};
 use serde_json::json;
 
 use crate::args::{Cli, Logs, Output, Submit};
+use crate::console::tell;
 use crate::exit::{Exit, Failure};
 use crate::logs;
 
@@ -20,12 +21,13 @@ pub(crate) async fn run(cli: &Cli, options: &Submit) -> Result<Exit, Failure> {
     }
     if options.follow {
         if answer.status() == ScaleStatus::AlreadyProcessed {
-            eprintln!("otto: task {task_id} was submitted before; this is its log");
+            tell(format!("task {task_id} was submitted before; this is its log"));
         } else if options.task_id.is_none() {
-            eprintln!("otto: task {task_id}");
+            tell(format!("task {task_id}"));
         }
         let wanted = Logs { task: task_id, follow: true, ..Logs::default() };
-        return logs::follow_to_result(cli, &wanted).await;
+        let workers = usize::try_from(options.count).unwrap_or(usize::MAX);
+        return logs::follow_to_result(cli, &wanted, workers).await;
     }
     print(cli, &task_id, &answer)?;
     Ok(Exit::Ok)
@@ -45,7 +47,7 @@ fn print(cli: &Cli, task_id: &str, answer: &ScaleResponse) -> io::Result<()> {
         }
         Output::Table => {
             if answer.status() == ScaleStatus::AlreadyProcessed {
-                eprintln!("otto: it was submitted before: {}", answer.message);
+                tell(format!("it was submitted before: {}", answer.message));
             }
             writeln!(out, "{task_id}")
         }

@@ -5,8 +5,9 @@ use otto_proto::v1::{DeleteTaskRequest, ListTasksRequest, Task, TaskState, Worke
 use serde_json::json;
 
 use crate::args::{Cli, Tasks};
+use crate::console::tell;
 use crate::exit::{Exit, Failure};
-use crate::output::{self, Row};
+use crate::output::{self, Column, Row};
 use crate::times;
 
 const STATES: [(&str, TaskState); 5] = [
@@ -15,6 +16,23 @@ const STATES: [(&str, TaskState); 5] = [
     ("succeeded", TaskState::Succeeded),
     ("failed", TaskState::Failed),
     ("cancelled", TaskState::Cancelled),
+];
+
+const TASKS: [Column; 6] = [
+    Column::kept("TASK"),
+    Column::kept("STATE"),
+    Column::dropped("WORKERS", 3),
+    Column::dropped("AGE", 2),
+    Column::dropped("TOOK", 1),
+    Column::elastic("MESSAGE"),
+];
+const WORKERS: [Column; 6] = [
+    Column::kept("WORKER"),
+    Column::kept("STATUS"),
+    Column::dropped("AGE", 3),
+    Column::dropped("TOOK", 2),
+    Column::dropped("NODE", 1),
+    Column::elastic("MESSAGE"),
 ];
 
 pub(crate) fn parse_state(text: &str) -> Result<i32, String> {
@@ -42,7 +60,7 @@ pub(crate) async fn list(cli: &Cli, options: &Tasks) -> Result<Exit, Failure> {
             break;
         }
     }
-    output::print(cli.output, &["TASK", "STATE", "WORKERS", "AGE", "TOOK", "MESSAGE"], 5, &rows)?;
+    output::print(cli.output, &TASKS, &rows)?;
     Ok(Exit::Ok)
 }
 
@@ -100,7 +118,7 @@ pub(crate) async fn workers(cli: &Cli, task: &str) -> Result<Exit, Failure> {
         cli.tasks_client()?.get_task(request).await.map_err(|status| cli.scaler_said(status))?;
     }
     let rows: Vec<_> = answer.workers.iter().map(worker_row).collect();
-    output::print(cli.output, &["WORKER", "STATUS", "AGE", "TOOK", "NODE", "MESSAGE"], 5, &rows)?;
+    output::print(cli.output, &WORKERS, &rows)?;
     Ok(Exit::Ok)
 }
 
@@ -132,6 +150,6 @@ fn worker_row(worker: &WorkerPodStatus) -> Row {
 pub(crate) async fn delete(cli: &Cli, task: &str) -> Result<Exit, Failure> {
     let request = DeleteTaskRequest { task_id: task.to_owned() };
     cli.tasks_client()?.delete_task(request).await.map_err(|status| cli.scaler_said(status))?;
-    eprintln!("otto: the scaler has forgotten {task}; its log stays until the log server's retention removes it");
+    tell(format!("the scaler has forgotten {task}; its log stays until the log server's retention removes it"));
     Ok(Exit::Ok)
 }

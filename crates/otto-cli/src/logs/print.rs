@@ -1,7 +1,7 @@
 //! Lines on stdout; gaps and events on stderr.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use base64::Engine;
 use otto_proto::v1::worker_event::Type;
@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::summary;
 use crate::args::{Logs, Output};
+use crate::console::{Progress, tell};
 use crate::output::{colours, thousands};
 use crate::times;
 
@@ -24,13 +25,17 @@ pub(super) struct Printer {
     many: bool,
     /// Whose line has no end yet.
     open: Option<(String, i32)>,
+    progress: Progress,
+    printed: u64,
 }
 
 impl Printer {
     pub(super) fn new(form: Output, options: &Logs) -> Self {
         let one_worker = options.worker.is_some() || options.raw;
         let colours = colours() && !options.raw;
-        Self { form, raw: options.raw, colours, one_worker, workers: BTreeSet::new(), many: false, open: None }
+        let workers = BTreeSet::new();
+        let progress = Progress::new();
+        Self { form, raw: options.raw, colours, one_worker, workers, many: false, open: None, progress, printed: 0 }
     }
 
     /// How many workers there are, as far as is known at the start.
@@ -39,14 +44,18 @@ impl Printer {
     }
 
     pub(super) fn print(&mut self, part: &ReadLogsResponse) -> io::Result<()> {
+        self.progress.clear();
         for gap in part.gaps.iter().filter_map(|gap| Some((&gap.worker_id, gap.gap.as_ref()?))) {
-            eprintln!("otto: {}: {}", gap.0, summary::missing(gap.1));
+            tell(format!("{}: {}", gap.0, summary::missing(gap.1)));
         }
         if part.skipped_lines > 0 {
-            eprintln!("otto: too slow: {} lines were skipped here", thousands(part.skipped_lines));
+            tell(format!(
+                "too slow: {} lines were skipped here; `otto logs` shows them",
+                thousands(part.skipped_lines)
+            ));
         }
         for event in part.events.iter().filter(|event| worth_telling(event)) {
-            eprintln!("otto: {}", event.message);
+            tell(&event.message);
         }
         let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
         for line in &part.lines {
@@ -55,7 +64,30 @@ impl Printer {
                 _ => self.text(&mut out, line)?,
             }
         }
-        out.flush()
+        out.flush()?;
+        drop(out);
+        self.printed += part.lines.len() as u64;
+        // Where lines go to the same terminal, they are progress enough.
+        if !io::stdout().is_terminal() {
+            self.progress.set(format!("{} lines", thousands(self.printed)));
+        } else if self.printed == 0
+            && let Some(event) = part.events.last()
+        {
+            self.progress.set(event.message.clone());
+        }
+        Ok(())
+    }
+
+    /// Shows what is waited for, until something is printed.
+    pub(super) fn progress(&mut self, text: String) {
+        if self.printed == 0 {
+            self.progress.set(text);
+        }
+    }
+
+    /// Removes it, before something is told.
+    pub(super) fn clear(&mut self) {
+        self.progress.clear();
     }
 
     fn text(&mut self, out: &mut impl Write, line: &LogLine) -> io::Result<()> {
@@ -104,7 +136,8 @@ impl Printer {
 
     /// Leaves the terminal at the start of a line; bytes in a pipe stay as they were printed.
     pub(super) fn end(&mut self) -> io::Result<()> {
-        if self.open.take().is_some() && io::IsTerminal::is_terminal(&io::stdout()) {
+        self.progress.clear();
+        if self.open.take().is_some() && io::stdout().is_terminal() {
             io::stdout().write_all(b"\n")?;
         }
         io::stdout().flush()

@@ -12,21 +12,34 @@ pub(super) struct Line {
     pub(super) fault: bool,
 }
 
+/// A sentence about each run that is not complete, and one about all that are.
 pub(super) fn lines(workers: &[LogWorker], ended: bool) -> Vec<Line> {
     let mut all = Vec::new();
+    let (mut complete, mut lines) = (Vec::new(), 0);
     for worker in workers {
         for run in &worker.runs {
-            all.push(about(&worker.worker_id, run, ended));
+            if run.complete {
+                complete.push(worker.worker_id.as_str());
+                lines += run.lines;
+            } else {
+                all.push(about(&worker.worker_id, run, ended));
+            }
         }
     }
+    let lines = thousands(lines);
+    let text = match (complete.as_slice(), all.is_empty()) {
+        ([], _) => return all,
+        ([_], true) => format!("complete, {lines} of {lines} lines"),
+        ([worker], false) => format!("{worker}: complete, {lines} of {lines} lines"),
+        (many, true) => format!("complete, {lines} of {lines} lines of {} logs", many.len()),
+        (many, false) => format!("{} other logs are complete, {lines} of {lines} lines", many.len()),
+    };
+    all.push(Line { text, fault: false });
     all
 }
 
 fn about(worker: &str, run: &LogRun, ended: bool) -> Line {
     let lines = thousands(run.lines);
-    if run.complete {
-        return Line { text: format!("{worker}: complete, {lines} of {lines} lines"), fault: false };
-    }
     let mut parts = Vec::new();
     match &run.finish {
         Some(finish) => parts.push(format!("{lines} of {} lines", thousands(finish.last_sequence))),
@@ -70,7 +83,13 @@ mod tests {
 
     #[test]
     fn it_says_complete_or_what_is_missing() {
-        assert_eq!(about("w", &run(12_345, Some(12_345), vec![]), true).text, "w: complete, 12,345 of 12,345 lines");
+        let complete = || run(12_345, Some(12_345), vec![]);
+        let worker = |runs| LogWorker { worker_id: "w".into(), runs, ..LogWorker::default() };
+        let texts = |workers: &[LogWorker]| lines(workers, true).into_iter().map(|line| line.text).collect::<Vec<_>>();
+        assert_eq!(texts(&[worker(vec![complete()])]), ["complete, 12,345 of 12,345 lines"]);
+        let two = [worker(vec![complete()]), worker(vec![complete()])];
+        assert_eq!(texts(&two), ["complete, 24,690 of 24,690 lines of 2 logs"]);
+        assert!(texts(&[]).is_empty());
         let gap = LogGap { first_sequence: 3, last_sequence: 5, reason: Reason::SpoolFull.into(), ..LogGap::default() };
         let line = about("w", &run(7, Some(10), vec![gap]), true);
         assert_eq!(line.text, "w: 7 of 10 lines; lines 3 to 5 are missing: the agent's spool was full");
