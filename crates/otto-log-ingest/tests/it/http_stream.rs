@@ -179,16 +179,20 @@ async fn a_line_is_shown_when_it_is_on_disk_not_when_a_timer_fires() {
     worker.print([("first\n", at(0))]).await;
     let mut events = server.events(STREAM, None).await;
     events.until("lines").await;
-    let mut times = Vec::new();
+    let (mut stored, mut shown) = (Vec::new(), Vec::new());
     for n in 1..=100 {
+        let printed = Instant::now();
         worker.print([(format!("{n}\n"), at(n))]).await;
         let acknowledged = Instant::now();
         assert_eq!(sequences(&events.until("lines").await.data), [n as u64 + 1]);
-        times.push(acknowledged.elapsed());
+        stored.push(acknowledged - printed);
+        shown.push(acknowledged.elapsed());
     }
-    times.sort_unstable();
-    // A debug build on a busy machine; a timer of any use would be far above.
-    assert!(times[50] < Duration::from_millis(10), "median {:?} after the acknowledgement", times[50]);
+    stored.sort_unstable();
+    shown.sort_unstable();
+    // Measured against the way to the disk in the same run, so that a busy machine does not matter.
+    let bound = Duration::from_millis(10) + stored[50] * 2;
+    assert!(shown[50] < bound, "median {:?} after the acknowledgement, which took {:?}", shown[50], stored[50]);
 }
 
 #[tokio::test]

@@ -136,14 +136,17 @@ impl Events {
         }
     }
 
-    /// The next event.
+    /// The next event. Comments keep a stream alive for ever, but not a test.
     pub(crate) async fn next(&mut self) -> Option<Event> {
-        loop {
-            let event = self.next_raw().await?;
-            if event.name != ":" {
-                return Some(event);
+        let next = async {
+            loop {
+                let event = self.next_raw().await?;
+                if event.name != ":" {
+                    return Some(event);
+                }
             }
-        }
+        };
+        within(PATIENCE, "an event", next).await
     }
 
     /// Reads on to an event of this name.
