@@ -34,8 +34,10 @@ use crate::worker_events::Publisher;
 pub(crate) mod board;
 mod clock;
 mod drive;
+mod forget;
 mod keep;
 mod task;
+mod tell;
 
 use board::Board;
 use clock::Clock;

@@ -9,8 +9,7 @@ use otto_service::client::Backoff;
 
 use super::task::{Task, Waiter};
 use super::{
-    Applied, ApplyError, ApplyReply, Change, Command, Controller, DeleteError, DeleteReply, ENDED_HELD, EXPIRE, LOAD,
-    PROBE, Reason,
+    Applied, ApplyError, ApplyReply, Change, Command, Controller, DeleteError, ENDED_HELD, EXPIRE, LOAD, PROBE, Reason,
 };
 use crate::apply::{Decision, apply};
 use crate::driver::WorkerKey;
@@ -20,15 +19,15 @@ use crate::task::{EntryId, Millis, Record, WorkerPhase};
 use crate::worker_events::derive::Teller;
 
 /// Longest wait for one answer of the store.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// Longest wait for all its records.
 const LOAD_DEADLINE: Duration = Duration::from_secs(120);
 /// Between two looks at a store that is well.
 const PROBE_EVERY: Millis = 5_000;
 /// Between two looks for records whose retention has ended.
-const EXPIRE_EVERY: Millis = 60_000;
+pub(super) const EXPIRE_EVERY: Millis = 60_000;
 /// Expired records removed at once.
-const EXPIRE_BATCH: usize = 500;
+pub(super) const EXPIRE_BATCH: usize = 500;
 /// Other writers an event gives way to, before its sender is asked to try again.
 const CONFLICTS: u32 = 16;
 /// Changes that a look at the driver would tell again are stored within this.
@@ -72,7 +71,10 @@ pub(super) enum Kept {
     Expired(Result<usize, StoreError>),
 }
 
-async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+pub(super) async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
     match tokio::time::timeout(deadline, call).await {
         Ok(result) => result,
         Err(_) => Err(StoreError::Unavailable(format!("no answer within {} s", deadline.as_secs()))),
@@ -273,13 +275,11 @@ impl Controller {
     ) {
         match (result, why) {
             (Ok(()), why) => {
-                let before = task.stored.as_ref().map_or(0, |stored| stored.version);
                 if let Why::Event { touched, .. } = &why {
                     let now = self.clock.now();
                     task.asked.extend(touched.iter().map(|index| (*index, now)));
                 }
                 self.stored(task_id, task, Some(Arc::clone(&record)));
-                debug_assert!(before < record.version);
                 if let Why::Event { waiter: (_, reply), touched, unchanged, .. } = why {
                     let worker_names = self.names(&record, (!unchanged).then_some(&touched));
                     let change = Change { record, worker_names };
@@ -314,7 +314,7 @@ impl Controller {
     }
 
     /// The store has this record now: tells what happened since the last one known.
-    fn stored(&mut self, task_id: &str, task: &mut Task, record: Option<Arc<Record>>) {
+    pub(super) fn stored(&mut self, task_id: &str, task: &mut Task, record: Option<Arc<Record>>) {
         let now = self.clock.now();
         let before = std::mem::replace(&mut task.stored, record);
         if let Some(before) = before.as_ref().filter(|before| before.phase.is_terminal()) {
@@ -343,6 +343,18 @@ impl Controller {
         result: Result<Option<Arc<Record>>, StoreError>,
     ) {
         match (result, waiter) {
+            (Ok(None), waiter) if task.stored.as_ref().is_some_and(|record| !record.phase.is_terminal()) => {
+                // Nobody removes a live task's record: the store lost it. Its workers go on, so it is written again.
+                tracing::warn!(task_id, "the task store lost the record of a live task; it is written again");
+                task.uncertain = false;
+                if let Some((waiter, _)) = waiter {
+                    task.waiting.push_front(waiter);
+                }
+                let record = task.stored.as_deref().cloned();
+                if let Some(record) = record {
+                    self.write(task_id, task, Record { version: 1, ..record }, None, Why::Settled);
+                }
+            }
             (Ok(record), waiter) => {
                 let asked_before = task.orphaned.is_some();
                 task.uncertain = false;
@@ -391,7 +403,7 @@ impl Controller {
     // ---- the store's health
 
     /// Notes that the store does not answer; the error for whoever asked.
-    fn store_failed(&mut self, error: &StoreError) -> ApplyError {
+    pub(super) fn store_failed(&mut self, error: &StoreError) -> ApplyError {
         self.metrics.store_errors.inc();
         let wait = self.store_backoff.next();
         let retry_after = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(100);
@@ -482,96 +494,5 @@ impl Controller {
         self.store_well();
         self.chore_at(EXPIRE, now + EXPIRE_EVERY);
         self.list();
-    }
-
-    // ---- forgetting
-
-    pub(super) fn expire(&mut self, now: Millis) {
-        if self.outage.is_some() {
-            return self.chore_at(EXPIRE, now + EXPIRE_EVERY);
-        }
-        let before = now.saturating_sub(self.options.defaults.retention);
-        let old = self.ended.iter().take_while(|(at, _)| *at < before).map(|(_, task_id)| task_id.clone());
-        for task_id in old.collect::<Vec<_>>() {
-            self.drop_ended(&task_id);
-        }
-        let store = Arc::clone(&self.store);
-        self.keeping
-            .push(async move { Kept::Expired(within(DEADLINE, store.expire(before, EXPIRE_BATCH)).await) }.boxed());
-    }
-
-    /// Holds no more ended tasks than it may.
-    pub(super) fn evict(&mut self) {
-        while self.ended.len() > ENDED_HELD {
-            let done = |id: &String| self.tasks.get(id).is_none_or(Task::is_done);
-            let Some(task_id) = self.ended.iter().take(16).map(|(_, id)| id).find(|id| done(id)).cloned() else {
-                return;
-            };
-            self.drop_ended(&task_id);
-        }
-    }
-
-    fn drop_ended(&mut self, task_id: &str) {
-        let Some(task) = self.tasks.get(task_id).filter(|task| task.is_done()) else { return };
-        let at = task.stored.as_ref().and_then(|record| record.ended_at).unwrap_or_default();
-        if let Some(wake) = task.wake {
-            self.timers.remove(&(wake, task_id.to_owned()));
-        }
-        self.ended.remove(&(at, task_id.to_owned()));
-        self.tasks.remove(task_id);
-        self.board.hide(task_id);
-    }
-
-    /// Goes on with a deletion. Returns the reply if it goes on later.
-    pub(super) fn delete(&mut self, task_id: &str, task: &mut Task, reply: DeleteReply) -> Option<DeleteReply> {
-        let Some(stored) = &task.stored else {
-            let _ = reply.send(Err(DeleteError::NotFound));
-            return None;
-        };
-        if !stored.phase.is_terminal() {
-            let _ = reply.send(Err(DeleteError::Live));
-            return None;
-        }
-        if let Some(((index, attempt), _)) = task.facts.workers.iter().find(|(_, fact)| fact.hold.is_some()) {
-            let key = WorkerKey { task_id: task_id.to_owned(), index: *index, attempt: *attempt };
-            let name = self.driver.worker_name(&key);
-            let why =
-                format!("what is left of worker `{name}` cannot be removed yet; its log may not be stored in full");
-            let _ = reply.send(Err(DeleteError::Remains(why)));
-            return None;
-        }
-        if task.facts.workers.is_empty() && !task.busy {
-            task.busy = true;
-            let (store, task_id, version) = (Arc::clone(&self.store), task_id.to_owned(), stored.version);
-            let call = async move {
-                let result = within(DEADLINE, store.remove(&task_id, version)).await;
-                Kept::Removed { task_id, result }
-            };
-            self.keeping.push(call.boxed());
-        }
-        Some(reply)
-    }
-
-    fn removed(&mut self, task_id: &str, result: Result<(), StoreError>) {
-        let Some(mut task) = self.tasks.remove(task_id) else { return };
-        task.busy = false;
-        let reply = task.deleting.take();
-        let answer = match result {
-            Ok(()) => {
-                self.stored(task_id, &mut task, None);
-                task.told.clear();
-                Ok(())
-            }
-            Err(error) => {
-                task.uncertain = true;
-                Err(DeleteError::Apply(self.store_failed(&error)))
-            }
-        };
-        if let Some(reply) = reply {
-            let _ = reply.send(answer);
-        }
-        self.next_event(task_id, &mut task);
-        self.tasks.insert(task_id.to_owned(), task);
-        self.dirty.insert(task_id.to_owned());
     }
 }

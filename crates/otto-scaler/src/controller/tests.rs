@@ -54,13 +54,17 @@ fn options() -> Options {
 }
 
 fn start(store: &Arc<MemoryStore>, driver: &Arc<MemoryDriver>) -> Fixture {
+    start_with(options(), store, driver)
+}
+
+fn start_with(options: Options, store: &Arc<MemoryStore>, driver: &Arc<MemoryDriver>) -> Fixture {
     let (loaded, stop) = (CancellationToken::new(), CancellationToken::new());
     let metrics = Metrics::default();
     let (publisher, _) = crate::worker_events::new(Vec::new(), &metrics);
     let board = Arc::new(Board::new(metrics.clone()));
     let events = publisher.watch();
     let (controller, handle, health) = new(
-        options(),
+        options,
         Arc::clone(store) as Arc<dyn TaskStore>,
         Arc::clone(driver) as Arc<dyn Driver>,
         publisher,
@@ -425,6 +429,29 @@ async fn an_older_look_takes_nobody_back() {
     f.driver.start(&key("b", 0, 1));
     f.until("seen", |f| f.handle.board().get("b").unwrap().workers[0].phase == WorkerPhase::Running).await;
     assert!(running(&f));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_lost_everything_is_told_again() {
+    let f = fresh().await;
+    for task in ["a", "b"] {
+        changed(f.up(task, 2).await);
+        f.until_created(task, 1, 1).await;
+        f.driver.start(&key(task, 0, 1));
+        f.driver.start(&key(task, 1, 1));
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    f.store.records.lock().unwrap().clear();
+    // It is noticed by a result, or by an event.
+    f.driver.end(&key("a", 0, 1), Class::Success);
+    changed(f.down("b", 1).await);
+    f.driver.end(&key("a", 1, 1), Class::Success);
+    f.driver.end(&key("b", 0, 1), Class::Success);
+    f.until_phase("a", Phase::Succeeded).await;
+    f.until_phase("b", Phase::Succeeded).await;
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(*f.driver.stops.lock().unwrap(), [key("b", 1, 1)]);
+    assert_eq!(f.driver.created.lock().unwrap().len(), 4);
 }
 
 #[tokio::test(start_paused = true)]
