@@ -17,7 +17,8 @@ const BURST: usize = 1_000;
 
 pub(crate) async fn run(out: &Path) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
-    let redis = RedisServer::start().await?;
+    // As Redis ships, and as in docker/compose.yaml.
+    let redis = RedisServer::start_syncing("everysec").await?;
     let logs = LogIngest::start(dir.path(), &[]).await?;
     let (redis_url, log_url) = (redis.url(), logs.grpc_url());
     let flags = ["--redis-url", &redis_url, "--log-server", &log_url, "--max-workers", "64"];

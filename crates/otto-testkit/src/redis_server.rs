@@ -12,20 +12,29 @@ pub struct RedisServer {
     process: Process,
     dir: TempDir,
     port: u16,
+    appendfsync: &'static str,
 }
 
 impl RedisServer {
-    /// Starts one on a free port of 127.0.0.1.
+    /// Starts one on a free port of 127.0.0.1 that syncs every write.
     ///
     /// # Errors
     /// When redis-server is not installed or does not come up.
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_syncing("always").await
+    }
+
+    /// Starts one with this `appendfsync`: `always`, `everysec` or `no`.
+    ///
+    /// # Errors
+    /// When redis-server is not installed or does not come up.
+    pub async fn start_syncing(appendfsync: &'static str) -> anyhow::Result<Self> {
         let mut dir = tempfile::tempdir()?;
         for _ in 0..20 {
             // Another process may take the port in between; then the pid in INFO is not ours, and the next is tried.
             let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            let process = spawn(&dir, port)?;
-            let mut server = Self { process, dir, port };
+            let process = spawn(&dir, port, appendfsync)?;
+            let mut server = Self { process, dir, port, appendfsync };
             if server.ready().await? {
                 return Ok(server);
             }
@@ -67,7 +76,7 @@ impl RedisServer {
     /// # Errors
     /// When it does not come up.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = spawn(&self.dir, self.port)?;
+        self.process = spawn(&self.dir, self.port, self.appendfsync)?;
         if !self.ready().await? {
             bail!("port {} was taken by another process", self.port);
         }
@@ -95,7 +104,7 @@ impl RedisServer {
     }
 }
 
-fn spawn(dir: &TempDir, port: u16) -> anyhow::Result<Process> {
+fn spawn(dir: &TempDir, port: u16, appendfsync: &str) -> anyhow::Result<Process> {
     let path: PathBuf = dir.path().to_owned();
     let args: Vec<String> = vec![
         "--port".into(),
@@ -107,7 +116,7 @@ fn spawn(dir: &TempDir, port: u16) -> anyhow::Result<Process> {
         "--appendonly".into(),
         "yes".into(),
         "--appendfsync".into(),
-        "always".into(),
+        appendfsync.into(),
         "--save".into(),
         String::new(),
         "--daemonize".into(),
