@@ -36,6 +36,7 @@ pub struct LogEntry {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogResponse {
+    /// What became of the entry.
     #[prost(enumeration = "log_response::Status", tag = "1")]
     pub status: i32,
     /// For people. Empty with ACK.
@@ -104,6 +105,7 @@ pub struct WorkerRegistration {
     /// Required, at most 253 bytes.
     #[prost(string, tag = "2")]
     pub task_id: ::prost::alloc::string::String,
+    /// Where it runs. Absent: unknown.
     #[prost(message, optional, tag = "3")]
     pub metadata: ::core::option::Option<WorkerMetadata>,
     /// The address the worker used to reach the server. Informative.
@@ -118,15 +120,19 @@ pub struct WorkerRegistration {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerMetadata {
+    /// Pod or run-directory name. Empty: unknown.
     #[prost(string, tag = "1")]
     pub pod_name: ::prost::alloc::string::String,
+    /// Kubernetes namespace. Empty: not in a cluster.
     #[prost(string, tag = "2")]
     pub namespace: ::prost::alloc::string::String,
+    /// Machine it runs on. Empty: unknown.
     #[prost(string, tag = "3")]
     pub node_name: ::prost::alloc::string::String,
     /// RFC 3339.
     #[prost(string, tag = "4")]
     pub created_at: ::prost::alloc::string::String,
+    /// Labels of the Pod. Empty: none.
     #[prost(map = "string, string", tag = "5")]
     pub labels: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -137,12 +143,16 @@ pub struct WorkerMetadata {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegistrationResponse {
+    /// Whether the worker may stream.
     #[prost(enumeration = "registration_response::Status", tag = "1")]
     pub status: i32,
+    /// For people. Empty with SUCCESS.
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
+    /// Names this registration in the server's messages. Informative.
     #[prost(string, tag = "3")]
     pub session_id: ::prost::alloc::string::String,
+    /// What the worker keeps to. Absent: no limits.
     #[prost(message, optional, tag = "4")]
     pub config: ::core::option::Option<LoggingConfig>,
 }
@@ -226,6 +236,7 @@ pub mod log_batch_request {
         /// First message, once.
         #[prost(message, tag = "1")]
         Open(super::OpenRun),
+        /// Lines, in order.
         #[prost(message, tag = "2")]
         Block(super::LogBlock),
         /// Lines that will never come.
@@ -267,9 +278,10 @@ pub struct LogBlock {
     /// At least 1.
     #[prost(uint32, tag = "3")]
     pub line_count: u32,
-    /// Smallest and largest time of its lines, nanoseconds since the Unix epoch.
+    /// Smallest time of its lines, nanoseconds since the Unix epoch.
     #[prost(sint64, tag = "4")]
     pub min_time_unix_nanos: i64,
+    /// Largest time of its lines, nanoseconds since the Unix epoch.
     #[prost(sint64, tag = "5")]
     pub max_time_unix_nanos: i64,
     /// Bit n is set if a line has LogLevel n.
@@ -278,6 +290,7 @@ pub struct LogBlock {
     /// Bit n is set if a line has LogSource n.
     #[prost(uint32, tag = "7")]
     pub source_mask: u32,
+    /// Of `payload`. Another value is INVALID_ARGUMENT.
     #[prost(enumeration = "Compression", tag = "8")]
     pub compression: i32,
     /// Length of the serialised BlockPayload before compression, bytes.
@@ -316,6 +329,7 @@ pub struct LineMetadata {
     /// Index of the line in its block, from 0.
     #[prost(uint32, tag = "1")]
     pub index: u32,
+    /// Names and values. Never empty.
     #[prost(map = "string, string", tag = "2")]
     pub values: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -326,11 +340,13 @@ pub struct LineMetadata {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogGap {
+    /// First line that is missing.
     #[prost(uint64, tag = "1")]
     pub first_sequence: u64,
     /// Inclusive. 0: the end is unknown.
     #[prost(uint64, tag = "2")]
     pub last_sequence: u64,
+    /// Why they are missing.
     #[prost(enumeration = "log_gap::Reason", tag = "3")]
     pub reason: i32,
     /// For people.
@@ -414,6 +430,7 @@ pub struct FinishRun {
     /// The signal's number, if one ended it.
     #[prost(int32, optional, tag = "4")]
     pub signal: ::core::option::Option<i32>,
+    /// When the job ended. Absent: unknown.
     #[prost(message, optional, tag = "5")]
     pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
     /// Set when the agent could not run or lost the job.
@@ -435,10 +452,13 @@ pub mod log_batch_response {
         /// Answer to `open`, once.
         #[prost(message, tag = "1")]
         Opened(super::RunOpened),
+        /// Everything up to a sequence is on disk.
         #[prost(message, tag = "2")]
         Ack(super::RunAck),
+        /// Something was not stored and is to be sent again.
         #[prost(message, tag = "3")]
         Retry(super::RunRetry),
+        /// Something can never be stored.
         #[prost(message, tag = "4")]
         Drop(super::RunDrop),
         /// Answer to `finish`; everything is on disk. The server then ends the stream.
@@ -453,6 +473,7 @@ pub struct RunOpened {
     /// The sequence the server wants next.
     #[prost(uint64, tag = "1")]
     pub expected_sequence: u64,
+    /// What the agent keeps to. Absent: no limits.
     #[prost(message, optional, tag = "2")]
     pub config: ::core::option::Option<LoggingConfig>,
     /// The run had been finished before; nothing more is wanted.
@@ -463,6 +484,7 @@ pub struct RunOpened {
 #[allow(missing_docs)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunAck {
+    /// The last one of them.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
 }
@@ -470,10 +492,13 @@ pub struct RunAck {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunRetry {
+    /// The first one wanted.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
+    /// Milliseconds. 0: at once.
     #[prost(uint32, tag = "2")]
     pub delay_ms: u32,
+    /// For people.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
 }
@@ -481,10 +506,13 @@ pub struct RunRetry {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunDrop {
+    /// First line refused.
     #[prost(uint64, tag = "1")]
     pub first_sequence: u64,
+    /// Last line refused, inclusive.
     #[prost(uint64, tag = "2")]
     pub last_sequence: u64,
+    /// For people.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
 }
@@ -492,6 +520,7 @@ pub struct RunDrop {
 #[allow(missing_docs)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RunFinished {
+    /// Sequence of the last line. 0: the run has none.
     #[prost(uint64, tag = "1")]
     pub last_sequence: u64,
     /// Lines inside gaps. 0: complete.
@@ -511,6 +540,7 @@ pub struct UploadLogsResponse {
     /// The run is finished.
     #[prost(bool, tag = "3")]
     pub finished: bool,
+    /// Lines inside gaps. 0: none.
     #[prost(uint64, tag = "4")]
     pub missing_lines: u64,
 }
@@ -1208,22 +1238,28 @@ pub mod log_streaming_service_server {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerLogEntry {
+    /// Pod or run-directory name, attempt included.
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
+    /// The task the worker belongs to.
     #[prost(string, tag = "2")]
     pub task_id: ::prost::alloc::string::String,
     /// RFC 3339.
     #[prost(string, tag = "3")]
     pub timestamp: ::prost::alloc::string::String,
+    /// As the worker gave it. Empty: none.
     #[prost(string, tag = "4")]
     pub level: ::prost::alloc::string::String,
     /// "stdout" or "stderr".
     #[prost(string, tag = "5")]
     pub source: ::prost::alloc::string::String,
+    /// The line without its newline.
     #[prost(string, tag = "6")]
     pub message: ::prost::alloc::string::String,
+    /// Where the worker runs. Absent: unknown.
     #[prost(message, optional, tag = "7")]
     pub pod_metadata: ::core::option::Option<WorkerMetadata>,
+    /// As the worker gave it.
     #[prost(map = "string, string", tag = "8")]
     pub metadata: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -1234,10 +1270,13 @@ pub struct WorkerLogEntry {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogForwardResponse {
+    /// What became of the line.
     #[prost(enumeration = "log_forward_response::Status", tag = "1")]
     pub status: i32,
+    /// For people.
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
+    /// Number of the line in this stream, from 1.
     #[prost(int64, tag = "3")]
     pub sequence: i64,
     /// Milliseconds to wait before the next line.
@@ -1291,17 +1330,22 @@ pub mod log_forward_response {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerStatusNotification {
+    /// Pod or run-directory name, attempt included.
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
+    /// The task the worker belongs to.
     #[prost(string, tag = "2")]
     pub task_id: ::prost::alloc::string::String,
+    /// What it has become.
     #[prost(enumeration = "worker_status_notification::StatusType", tag = "3")]
     pub status: i32,
     /// RFC 3339.
     #[prost(string, tag = "4")]
     pub timestamp: ::prost::alloc::string::String,
+    /// For people. Empty: nothing to say.
     #[prost(string, tag = "5")]
     pub reason: ::prost::alloc::string::String,
+    /// Further facts, such as the exit code.
     #[prost(map = "string, string", tag = "6")]
     pub metadata: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -1361,8 +1405,10 @@ pub mod worker_status_notification {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkerStatusAck {
+    /// Whether the backend takes notice.
     #[prost(enumeration = "worker_status_ack::Status", tag = "1")]
     pub status: i32,
+    /// For people.
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
 }
@@ -1813,6 +1859,7 @@ pub mod otto_handler_log_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// Events in the order they happened. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportWorkerEventsRequest {
@@ -1820,6 +1867,7 @@ pub struct ReportWorkerEventsRequest {
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<WorkerEvent>,
 }
+/// They are on disk. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportWorkerEventsResponse {
@@ -1834,6 +1882,7 @@ pub struct WorkerEvent {
     /// Deterministic: (task, index, attempt, type) and what tells repeats apart.
     #[prost(string, tag = "1")]
     pub event_id: ::prost::alloc::string::String,
+    /// The task.
     #[prost(string, tag = "2")]
     pub task_id: ::prost::alloc::string::String,
     /// Pod or run-directory name, attempt included. Empty: the event is the task's.
@@ -1845,19 +1894,25 @@ pub struct WorkerEvent {
     /// From 1.
     #[prost(uint32, tag = "5")]
     pub attempt: u32,
+    /// What happened.
     #[prost(enumeration = "worker_event::Type", tag = "6")]
     pub r#type: i32,
+    /// When it happened.
     #[prost(message, optional, tag = "7")]
     pub time: ::core::option::Option<::prost_types::Timestamp>,
     /// A sentence for people.
     #[prost(string, tag = "8")]
     pub message: ::prost::alloc::string::String,
+    /// With TYPE_FAILED, TYPE_WAITING and TYPE_RETRYING: why.
     #[prost(enumeration = "FailureClass", tag = "9")]
     pub failure_class: i32,
+    /// The job's exit code, 128+n if ended by signal n. Absent: it has none.
     #[prost(int32, optional, tag = "10")]
     pub exit_code: ::core::option::Option<i32>,
+    /// The signal that ended the job. Absent: none did.
     #[prost(int32, optional, tag = "11")]
     pub signal: ::core::option::Option<i32>,
+    /// With TYPE_RETRYING: not before this time.
     #[prost(message, optional, tag = "12")]
     pub retry_at: ::core::option::Option<::prost_types::Timestamp>,
     /// "succeeded", "failed" or "cancelled", with TYPE_TASK_ENDED.
@@ -2340,20 +2395,25 @@ pub mod worker_event_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// Which tasks to list. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListLogTasksRequest {
     /// 0: 100. At most 1,000.
     #[prost(uint32, tag = "1")]
     pub page_size: u32,
+    /// From the page before.
     #[prost(string, tag = "2")]
     pub page_token: ::prost::alloc::string::String,
 }
+/// One page of tasks. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListLogTasksResponse {
+    /// Newest first.
     #[prost(message, repeated, tag = "1")]
     pub tasks: ::prost::alloc::vec::Vec<LogTask>,
+    /// Empty: the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
@@ -2361,16 +2421,22 @@ pub struct ListLogTasksResponse {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogTask {
+    /// Its name.
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
+    /// When the first of its workers or events came.
     #[prost(message, optional, tag = "2")]
     pub first_seen_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the last line or event came.
     #[prost(message, optional, tag = "3")]
     pub last_seen_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Workers that have a log.
     #[prost(uint32, tag = "4")]
     pub workers: u32,
+    /// Lines stored, of all workers.
     #[prost(uint64, tag = "5")]
     pub lines: u64,
+    /// Bytes of these lines, newlines included.
     #[prost(uint64, tag = "6")]
     pub bytes: u64,
     /// "succeeded", "failed", "cancelled" as the scaler told; empty: live or not told.
@@ -2383,15 +2449,19 @@ pub struct LogTask {
         ::prost::alloc::string::String,
     >,
 }
+/// Whose workers to list. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListLogWorkersRequest {
+    /// Required.
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
 }
+/// The logs of a task, and what happened to its workers. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListLogWorkersResponse {
+    /// In the order of their first registration.
     #[prost(message, repeated, tag = "1")]
     pub workers: ::prost::alloc::vec::Vec<LogWorker>,
     /// The scaler's events of this task, oldest first.
@@ -2402,11 +2472,13 @@ pub struct ListLogWorkersResponse {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogWorker {
+    /// Pod or run-directory name, attempt included.
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
     /// In order of their start.
     #[prost(message, repeated, tag = "2")]
     pub runs: ::prost::alloc::vec::Vec<LogRun>,
+    /// As registered. Absent: not told.
     #[prost(message, optional, tag = "3")]
     pub metadata: ::core::option::Option<WorkerMetadata>,
 }
@@ -2414,16 +2486,19 @@ pub struct LogWorker {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogRun {
+    /// As registered.
     #[prost(string, tag = "1")]
     pub run_id: ::prost::alloc::string::String,
     /// Lines stored and readable.
     #[prost(uint64, tag = "2")]
     pub lines: u64,
+    /// Bytes of these lines, newlines included.
     #[prost(uint64, tag = "3")]
     pub bytes: u64,
     /// Highest sequence known.
     #[prost(uint64, tag = "4")]
     pub last_sequence: u64,
+    /// By rising sequence.
     #[prost(message, repeated, tag = "5")]
     pub gaps: ::prost::alloc::vec::Vec<LogGap>,
     /// Absent: not ended, or ended without telling.
@@ -2432,8 +2507,10 @@ pub struct LogRun {
     /// A session is open now.
     #[prost(bool, tag = "7")]
     pub connected: bool,
+    /// Time of its first line. Absent: it has none.
     #[prost(message, optional, tag = "8")]
     pub first_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Time of its last line. Absent: it has none.
     #[prost(message, optional, tag = "9")]
     pub last_time: ::core::option::Option<::prost_types::Timestamp>,
     /// finish is there, no gap, lines = finish.last_sequence.
@@ -2463,6 +2540,7 @@ pub struct ReadLogsRequest {
     /// Only lines at or after / before this time.
     #[prost(message, optional, tag = "6")]
     pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only lines before this time.
     #[prost(message, optional, tag = "7")]
     pub until: ::core::option::Option<::prost_types::Timestamp>,
     /// At most so many lines. 0: no limit.
@@ -2484,6 +2562,7 @@ pub struct ReadLogsRequest {
     #[prost(string, tag = "13")]
     pub resume_token: ::prost::alloc::string::String,
 }
+/// A part of a log. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReadLogsResponse {
@@ -2510,17 +2589,22 @@ pub struct ReadLogsResponse {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LogLine {
+    /// Whose line it is.
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
+    /// Of which run.
     #[prost(string, tag = "2")]
     pub run_id: ::prost::alloc::string::String,
     /// In its run.
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
+    /// When it was printed, nanoseconds since the Unix epoch.
     #[prost(sint64, tag = "4")]
     pub time_unix_nanos: i64,
+    /// As far as it is known.
     #[prost(enumeration = "LogLevel", tag = "5")]
     pub level: i32,
+    /// Where it was printed.
     #[prost(enumeration = "LogSource", tag = "6")]
     pub source: i32,
     /// The line without its newline.
@@ -2529,6 +2613,7 @@ pub struct LogLine {
     /// It had no newline: it was split here and goes on in the next one of its source, or it is the last.
     #[prost(bool, tag = "8")]
     pub unterminated: bool,
+    /// As its worker gave it. Empty for most.
     #[prost(map = "string, string", tag = "9")]
     pub metadata: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -2539,10 +2624,13 @@ pub struct LogLine {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LineGap {
+    /// Whose lines are missing.
     #[prost(string, tag = "1")]
     pub worker_id: ::prost::alloc::string::String,
+    /// Of which run.
     #[prost(string, tag = "2")]
     pub run_id: ::prost::alloc::string::String,
+    /// Which, and why.
     #[prost(message, optional, tag = "3")]
     pub gap: ::core::option::Option<LogGap>,
 }
@@ -3108,8 +3196,10 @@ pub struct ScaleRequest {
     /// Required, at most 253 bytes.
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
+    /// Context for the job and the log page. Empty: unknown.
     #[prost(string, tag = "2")]
     pub repository: ::prost::alloc::string::String,
+    /// Context for the job and the log page. Empty: unknown.
     #[prost(string, tag = "3")]
     pub commit_sha: ::prost::alloc::string::String,
     /// Target number of workers, 0 to the configured maximum.
@@ -3122,8 +3212,10 @@ pub struct ScaleRequest {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Who asks, for people. Empty: unknown.
     #[prost(string, tag = "6")]
     pub triggered_by: ::prost::alloc::string::String,
+    /// Why, for people. Empty: unknown.
     #[prost(string, tag = "7")]
     pub reason: ::prost::alloc::string::String,
     /// Kept with the task. `traceparent` is its W3C trace context.
@@ -3137,13 +3229,16 @@ pub struct ScaleRequest {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScaleResponse {
+    /// What came of it.
     #[prost(enumeration = "scale_response::Status", tag = "1")]
     pub status: i32,
+    /// For people.
     #[prost(string, tag = "2")]
     pub message: ::prost::alloc::string::String,
     /// Length of worker_pod_names.
     #[prost(int32, tag = "3")]
     pub processed_count: i32,
+    /// Pod or run-directory names of the workers the task has now, by index.
     #[prost(string, repeated, tag = "4")]
     pub worker_pod_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// RFC 3339.
@@ -3204,8 +3299,10 @@ pub mod scale_response {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkerStatusRequest {
+    /// Only workers of this task. Empty: all tasks.
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
+    /// Only this worker. Empty: all.
     #[prost(string, tag = "2")]
     pub worker_pod_name: ::prost::alloc::string::String,
     /// pending, running, succeeded or failed. Another value is INVALID_ARGUMENT.
@@ -3216,16 +3313,22 @@ pub struct WorkerStatusRequest {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerStatusResponse {
+    /// Number of rows in `workers`.
     #[prost(int32, tag = "1")]
     pub total_count: i32,
+    /// How many of the rows are running.
     #[prost(int32, tag = "2")]
     pub running_count: i32,
+    /// How many of the rows are pending.
     #[prost(int32, tag = "3")]
     pub pending_count: i32,
+    /// How many of the rows have succeeded.
     #[prost(int32, tag = "4")]
     pub succeeded_count: i32,
+    /// How many of the rows have failed.
     #[prost(int32, tag = "5")]
     pub failed_count: i32,
+    /// One row per worker index.
     #[prost(message, repeated, tag = "6")]
     pub workers: ::prost::alloc::vec::Vec<WorkerPodStatus>,
 }
@@ -3233,8 +3336,10 @@ pub struct WorkerStatusResponse {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerPodStatus {
+    /// Pod or run-directory name, attempt included.
     #[prost(string, tag = "1")]
     pub pod_name: ::prost::alloc::string::String,
+    /// The task it belongs to.
     #[prost(string, tag = "2")]
     pub task_id: ::prost::alloc::string::String,
     /// pending, running, succeeded or failed (cancelled: failed with that error_message).
@@ -3243,19 +3348,25 @@ pub struct WorkerPodStatus {
     /// RFC 3339; empty: not yet.
     #[prost(string, tag = "4")]
     pub created_at: ::prost::alloc::string::String,
+    /// RFC 3339, when the job began; empty: not yet.
     #[prost(string, tag = "5")]
     pub started_at: ::prost::alloc::string::String,
+    /// RFC 3339, when it ended; empty: not yet.
     #[prost(string, tag = "6")]
     pub completed_at: ::prost::alloc::string::String,
+    /// Machine it runs on. Empty: unknown, or the scaler's own.
     #[prost(string, tag = "7")]
     pub node_name: ::prost::alloc::string::String,
+    /// Empty: none, or unknown.
     #[prost(string, tag = "8")]
     pub pod_ip: ::prost::alloc::string::String,
+    /// Labels of the Pod; index and attempt for a process.
     #[prost(map = "string, string", tag = "9")]
     pub labels: ::std::collections::HashMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Why it failed or cannot start, for people. Empty: nothing to say.
     #[prost(string, tag = "10")]
     pub error_message: ::prost::alloc::string::String,
 }
@@ -3263,18 +3374,25 @@ pub struct WorkerPodStatus {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PipelineRequest {
+    /// Required. The same id again is the same pipeline.
     #[prost(string, tag = "1")]
     pub pipeline_id: ::prost::alloc::string::String,
+    /// For people.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// At least one.
     #[prost(message, repeated, tag = "3")]
     pub stages: ::prost::alloc::vec::Vec<PipelineStage>,
+    /// Context for the jobs. Empty: unknown.
     #[prost(string, tag = "4")]
     pub repository: ::prost::alloc::string::String,
+    /// Context for the jobs. Empty: unknown.
     #[prost(string, tag = "5")]
     pub commit_sha: ::prost::alloc::string::String,
+    /// Who asks, for people. Empty: unknown.
     #[prost(string, tag = "6")]
     pub triggered_by: ::prost::alloc::string::String,
+    /// Kept with the pipeline.
     #[prost(map = "string, string", tag = "7")]
     pub metadata: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -3285,30 +3403,40 @@ pub struct PipelineRequest {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PipelineStage {
+    /// Required, unique in its pipeline.
     #[prost(string, tag = "1")]
     pub stage_id: ::prost::alloc::string::String,
+    /// For people and their tools.
     #[prost(string, tag = "2")]
     pub r#type: ::prost::alloc::string::String,
+    /// For people.
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
+    /// Number of workers. 0: 1.
     #[prost(int32, tag = "4")]
     pub worker_count: i32,
     /// Stages that must have completed before this one starts.
     #[prost(string, repeated, tag = "5")]
     pub depends_on: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As `build_config` of a ScaleRequest.
     #[prost(map = "string, string", tag = "6")]
     pub config: ::std::collections::HashMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Container image. Empty: the configured default.
     #[prost(string, tag = "7")]
     pub image: ::prost::alloc::string::String,
+    /// Program and leading arguments. Empty: the configured default.
     #[prost(string, repeated, tag = "8")]
     pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Further arguments.
     #[prost(string, repeated, tag = "9")]
     pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Longest time an attempt may run. 0: no limit.
     #[prost(int32, tag = "10")]
     pub timeout_seconds: i32,
+    /// Absent: the configured default.
     #[prost(message, optional, tag = "11")]
     pub retry_policy: ::core::option::Option<RetryPolicy>,
 }
@@ -3316,8 +3444,10 @@ pub struct PipelineStage {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RetryPolicy {
+    /// Attempts in all. 0: 1.
     #[prost(int32, tag = "1")]
     pub max_attempts: i32,
+    /// Before the second attempt; doubles with each further one.
     #[prost(int32, tag = "2")]
     pub retry_delay_seconds: i32,
     /// Failure classes.
@@ -3328,15 +3458,19 @@ pub struct RetryPolicy {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PipelineProgress {
+    /// As in the request.
     #[prost(string, tag = "1")]
     pub pipeline_id: ::prost::alloc::string::String,
     /// Empty: the whole pipeline.
     #[prost(string, tag = "2")]
     pub stage_id: ::prost::alloc::string::String,
+    /// What it has become.
     #[prost(enumeration = "StageStatus", tag = "3")]
     pub status: i32,
+    /// For people.
     #[prost(string, tag = "4")]
     pub message: ::prost::alloc::string::String,
+    /// Workers of the stage.
     #[prost(string, repeated, tag = "5")]
     pub worker_pod_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// 0 to 100.
@@ -3345,12 +3479,16 @@ pub struct PipelineProgress {
     /// RFC 3339.
     #[prost(string, tag = "7")]
     pub timestamp: ::prost::alloc::string::String,
+    /// RFC 3339; empty: not yet.
     #[prost(string, tag = "8")]
     pub started_at: ::prost::alloc::string::String,
+    /// RFC 3339; empty: not yet.
     #[prost(string, tag = "9")]
     pub completed_at: ::prost::alloc::string::String,
+    /// Why it failed, for people.
     #[prost(string, tag = "10")]
     pub error_message: ::prost::alloc::string::String,
+    /// Figures of the stage, when it has ended.
     #[prost(message, optional, tag = "11")]
     pub metrics: ::core::option::Option<StageMetrics>,
 }
@@ -3358,17 +3496,22 @@ pub struct PipelineProgress {
 #[allow(missing_docs)]
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct StageMetrics {
+    /// From its start to its end.
     #[prost(int32, tag = "1")]
     pub duration_seconds: i32,
+    /// Workers that succeeded.
     #[prost(int32, tag = "2")]
     pub successful_workers: i32,
+    /// Workers that failed for good.
     #[prost(int32, tag = "3")]
     pub failed_workers: i32,
+    /// Workers it had.
     #[prost(int32, tag = "4")]
     pub total_workers: i32,
     /// Cores.
     #[prost(float, tag = "5")]
     pub avg_cpu_usage: f32,
+    /// Megabytes resident.
     #[prost(float, tag = "6")]
     pub avg_memory_mb: f32,
 }
@@ -3959,37 +4102,52 @@ pub mod ottoscaler_service_server {
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Task {
+    /// Its name.
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
+    /// Where it is in its life.
     #[prost(enumeration = "TaskState", tag = "2")]
     pub state: i32,
     /// Target number of workers.
     #[prost(uint32, tag = "3")]
     pub wanted_workers: u32,
+    /// Workers that have not started.
     #[prost(uint32, tag = "4")]
     pub pending_workers: u32,
+    /// Workers whose job runs.
     #[prost(uint32, tag = "5")]
     pub running_workers: u32,
+    /// Workers that succeeded.
     #[prost(uint32, tag = "6")]
     pub succeeded_workers: u32,
+    /// Workers that failed for good.
     #[prost(uint32, tag = "7")]
     pub failed_workers: u32,
+    /// Container image. Empty: none was asked for.
     #[prost(string, tag = "8")]
     pub image: ::prost::alloc::string::String,
+    /// Program and leading arguments.
     #[prost(string, repeated, tag = "9")]
     pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Further arguments.
     #[prost(string, repeated, tag = "10")]
     pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As the event gave it. Empty: not given.
     #[prost(string, tag = "11")]
     pub repository: ::prost::alloc::string::String,
+    /// As the event gave it. Empty: not given.
     #[prost(string, tag = "12")]
     pub commit_sha: ::prost::alloc::string::String,
+    /// As the event gave it. Empty: not given.
     #[prost(string, tag = "13")]
     pub triggered_by: ::prost::alloc::string::String,
+    /// As the event gave it. Empty: not given.
     #[prost(string, tag = "14")]
     pub reason: ::prost::alloc::string::String,
+    /// Higher goes first.
     #[prost(int32, tag = "15")]
     pub priority: i32,
+    /// When its first event was applied.
     #[prost(message, optional, tag = "16")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
     /// Absent while live.
@@ -3998,12 +4156,14 @@ pub struct Task {
     /// Why it failed, for people. Empty otherwise.
     #[prost(string, tag = "18")]
     pub error_message: ::prost::alloc::string::String,
+    /// Fields of its event that mean nothing to the scaler.
     #[prost(map = "string, string", tag = "19")]
     pub metadata: ::std::collections::HashMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
 }
+/// Which tasks to list. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTasksRequest {
@@ -4017,30 +4177,38 @@ pub struct ListTasksRequest {
     #[prost(enumeration = "TaskState", repeated, tag = "3")]
     pub states: ::prost::alloc::vec::Vec<i32>,
 }
+/// One page of tasks. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListTasksResponse {
+    /// Newest first.
     #[prost(message, repeated, tag = "1")]
     pub tasks: ::prost::alloc::vec::Vec<Task>,
     /// Empty: the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+/// Which task to tell of. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetTaskRequest {
+    /// Required.
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
 }
+/// Which task to forget. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteTaskRequest {
+    /// Required.
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
 }
+/// It is forgotten. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteTaskResponse {}
+/// Whose workers to watch. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchWorkersRequest {
@@ -4048,6 +4216,7 @@ pub struct WatchWorkersRequest {
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
 }
+/// One thing that happened. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchWorkersResponse {
@@ -4059,6 +4228,7 @@ pub mod watch_workers_response {
     #[allow(missing_docs)]
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
+        /// What happened to a worker.
         #[prost(message, tag = "1")]
         Event(super::WorkerEvent),
         /// The task named has ended; the stream ends after it.
@@ -4079,33 +4249,42 @@ pub struct DeadLetter {
     /// Its id in the event stream.
     #[prost(string, tag = "2")]
     pub entry_id: ::prost::alloc::string::String,
+    /// What was wrong, and what is accepted.
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
+    /// The event as it was, values that are not UTF-8 with replacements.
     #[prost(map = "string, string", tag = "4")]
     pub fields: ::std::collections::HashMap<
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// When it was refused.
     #[prost(message, optional, tag = "5")]
     pub dead_at: ::core::option::Option<::prost_types::Timestamp>,
 }
+/// Which dead letters to list. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListDeadLettersRequest {
     /// 0: 100. At most 1,000.
     #[prost(uint32, tag = "1")]
     pub page_size: u32,
+    /// From the page before.
     #[prost(string, tag = "2")]
     pub page_token: ::prost::alloc::string::String,
 }
+/// One page of dead letters. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListDeadLettersResponse {
+    /// Newest first.
     #[prost(message, repeated, tag = "1")]
     pub dead_letters: ::prost::alloc::vec::Vec<DeadLetter>,
+    /// Empty: the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+/// Which dead letter to try again. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayDeadLetterRequest {
@@ -4113,6 +4292,7 @@ pub struct ReplayDeadLetterRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
 }
+/// Where it went. Not yet frozen.
 #[allow(missing_docs)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayDeadLetterResponse {
