@@ -13,7 +13,8 @@ use crate::exit::{Exit, Failure};
 use crate::logs;
 
 pub(crate) async fn run(cli: &Cli, options: &Submit) -> Result<Exit, Failure> {
-    let task_id = options.task_id.clone().unwrap_or_else(|| format!("otto-{}", uuid::Uuid::new_v4().simple()));
+    let task_id =
+        options.task_id.clone().unwrap_or_else(|| format!("task-{}", &uuid::Uuid::new_v4().simple().to_string()[..16]));
     let request = request(options, &task_id)?;
     let answer = cli.scaler_client()?.scale_up(request).await.map_err(|status| cli.scaler_said(status))?.into_inner();
     if answer.status() == ScaleStatus::Failed {

@@ -64,7 +64,7 @@ async fn a_task_without_a_name_gets_one() {
     let servers = Servers::start().await;
     let said = servers.otto(&["submit", "true"]).await;
     let sent = servers.set(|state| state.ups[0].task_id.clone());
-    assert!(sent.starts_with("otto-") && said.out == format!("{sent}\n"), "{said:?}");
+    assert!(sent.starts_with("task-") && said.out == format!("{sent}\n"), "{said:?}");
     let said = servers.otto(&["--output", "json", "submit", "true"]).await;
     let json: serde_json::Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!((json["status"].as_str(), json["task_id"].is_string()), (Some("success"), true), "{json}");

@@ -5,5 +5,6 @@
 
 mod calls;
 mod life;
+mod process;
 mod redis;
 mod setup;
