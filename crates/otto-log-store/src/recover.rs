@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -177,6 +178,15 @@ impl Recovery<'_> {
             seen = shape(&file, place).map_err(io("read"))?;
             if !seen.sealed {
                 until = seen.cut();
+                let torn = written_after(&file, until).map_err(io("read"))?;
+                if torn > 0 {
+                    tracing::warn!(
+                        segment = id,
+                        from = until,
+                        bytes = torn,
+                        "a write that was never acknowledged is cut off"
+                    );
+                }
                 cut(&mut file, until).map_err(io("cut off the end of"))?;
             }
         }
@@ -238,6 +248,22 @@ impl Recovery<'_> {
         self.catalogue.next_task = staged.next_task;
         self.catalogue.active = layer;
         Ok((seen, file))
+    }
+}
+
+/// How many bytes behind `from` are there that are not the zeros of a file made long in advance.
+fn written_after(file: &File, from: u64) -> std::io::Result<u64> {
+    let (mut at, mut last) = (from, from);
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        let count = file.read_at(&mut bytes, at)?;
+        if count == 0 {
+            return Ok(last - from);
+        }
+        if let Some(index) = bytes[..count].iter().rposition(|byte| *byte != 0) {
+            last = at + index as u64 + 1;
+        }
+        at += count as u64;
     }
 }
 
