@@ -5,6 +5,7 @@ mod head;
 mod merge;
 mod reading;
 pub(crate) mod request;
+mod search;
 mod summary;
 mod tail;
 pub(crate) mod token;
@@ -40,6 +41,8 @@ pub struct Query {
     registry: Arc<Registry>,
     readers: Gauge,
     admissions: Arc<Semaphore>,
+    /// Costly searches at the same time.
+    searches: Arc<Semaphore>,
     reader_bytes: usize,
     tail_linger: Duration,
 }
@@ -53,6 +56,9 @@ impl Query {
             registry,
             readers: metrics.readers.clone(),
             admissions: Arc::new(Semaphore::new(limits.max_readers as usize)),
+            searches: Arc::new(Semaphore::new(
+                std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2)),
+            )),
             reader_bytes: limits.reader_bytes.as_usize(),
             tail_linger: limits.tail_linger,
         }

@@ -9,7 +9,7 @@ use otto_proto::v1::LogLine;
 use super::request::Matcher;
 
 /// Lines picked from a block at once. Bounds memory where a block holds very many very short lines.
-const PICKED: usize = 8192;
+const PICKED: usize = 1 << 16;
 
 struct Picked {
     sequence: u64,
@@ -17,7 +17,7 @@ struct Picked {
     length: usize,
     unterminated: bool,
     attributes: Attributes,
-    metadata: Option<Box<HashMap<String, String>>>,
+    metadata: HashMap<String, String>,
 }
 
 /// The wanted lines of a block, in order.
@@ -66,7 +66,7 @@ impl Head {
             source: picked.attributes.source.into(),
             message: self.block.decoded.text().slice(picked.offset..picked.offset + picked.length),
             unterminated: picked.unterminated,
-            metadata: picked.metadata.map(|metadata| *metadata).unwrap_or_default(),
+            metadata: picked.metadata,
         })
     }
 
@@ -84,7 +84,7 @@ impl Head {
                     length: line.message().len(),
                     unterminated: line.unterminated(),
                     attributes: line.attributes,
-                    metadata: line.metadata.map(|metadata| Box::new(metadata.clone())),
+                    metadata: line.metadata.cloned().unwrap_or_default(),
                 });
             }
         }

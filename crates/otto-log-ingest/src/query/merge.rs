@@ -14,7 +14,7 @@ use otto_log_store::{Cursor, From, Item, ReadError, RunId, RunInfo, Store};
 use otto_proto::v1::{LineGap, LogGap, LogLine};
 
 use super::head::Head;
-use super::request::Matcher;
+use super::search::Search;
 use super::token::{Position, check_of};
 
 /// What a cursor of the store reads ahead at most, bytes.
@@ -39,7 +39,7 @@ enum State {
     /// Its cursor is in `work`, or not made yet (`dormant`).
     Away,
     /// Has lines to show.
-    Lines(Box<(Cursor, Head)>),
+    Lines(Box<Cursor>, Box<Head>),
     /// Has a gap to show.
     Gap(Box<(Cursor, LogGap)>),
     /// Had lines to show, which were put away for lack of memory.
@@ -67,13 +67,38 @@ struct Source {
 }
 
 enum Outcome {
-    Loaded(Result<Option<Item>, ReadError>),
+    Loaded(Result<Loaded, ReadError>),
     Woken(bool),
+}
+
+/// What a cursor met.
+enum Loaded {
+    /// Nothing for now.
+    Nothing,
+    /// Lines from this sequence on, of which those of the head are wanted.
+    Lines(u64, Option<Box<Head>>),
+    Gap(LogGap),
+    Finish,
+}
+
+/// Reads what comes next, and picks the wanted lines up to before `end`.
+async fn next(cursor: &mut Cursor, end: u64, search: &Search) -> Result<Loaded, ReadError> {
+    Ok(match cursor.next().await? {
+        None => Loaded::Nothing,
+        Some(Item::Gap(gap)) => Loaded::Gap(gap),
+        Some(Item::Finish(_)) => Loaded::Finish,
+        Some(Item::Block(block)) => {
+            let from = block.from;
+            let head = search.look(block, move |block, matcher| Head::new(block, end, matcher)).await?;
+            Loaded::Lines(from, head.map(Box::new))
+        }
+    })
 }
 
 /// See the module.
 pub(super) struct Merge {
     store: Store,
+    search: Search,
     follow: bool,
     budget: usize,
     sources: Vec<Source>,
@@ -89,9 +114,10 @@ pub(super) struct Merge {
 }
 
 impl Merge {
-    pub(super) fn new(store: Store, follow: bool, budget: usize) -> Self {
+    pub(super) fn new(store: Store, search: Search, follow: bool, budget: usize) -> Self {
         Self {
             store,
+            search,
             follow,
             budget,
             sources: Vec::new(),
@@ -152,17 +178,17 @@ impl Merge {
 
     /// Waits until [`take`](Self::take) has something (`true`) or has nothing for now, or for ever if nothing is
     /// followed (`false`). Dropping the future loses nothing.
-    pub(super) async fn settle(&mut self, matcher: &Matcher) -> Result<bool, ReadError> {
+    pub(super) async fn settle(&mut self) -> Result<bool, ReadError> {
         loop {
             // Whatever is being read may be the earliest.
             while self.loading > 0 {
                 if let Some(done) = self.work.next().await {
-                    self.done(done, matcher)?;
+                    self.done(done)?;
                 }
             }
             // Wake-ups that are there already.
             while let Some(Some(done)) = self.work.next().now_or_never() {
-                self.done(done, matcher)?;
+                self.done(done)?;
             }
             if self.loading > 0 {
                 continue;
@@ -172,7 +198,7 @@ impl Merge {
                 (dormant, _) => dormant.is_some(),
             };
             if due && let Some(Reverse((_, index))) = self.dormant.pop() {
-                self.begin(index, matcher);
+                self.begin(index);
                 continue;
             }
             if let Some(Reverse((_, index))) = self.ready.peek()
@@ -181,7 +207,7 @@ impl Merge {
                 let index = *index;
                 self.ready.pop();
                 self.sources[index].whole = true;
-                self.begin(index, matcher);
+                self.begin(index);
                 continue;
             }
             return Ok(!self.ready.is_empty());
@@ -189,9 +215,9 @@ impl Merge {
     }
 
     /// Waits until something may have come. Never resolves if no run is followed. Dropping the future loses nothing.
-    pub(super) async fn changed(&mut self, matcher: &Matcher) -> Result<(), ReadError> {
+    pub(super) async fn changed(&mut self) -> Result<(), ReadError> {
         match self.work.next().await {
-            Some(done) => self.done(done, matcher),
+            Some(done) => self.done(done),
             None => std::future::pending().await,
         }
     }
@@ -202,7 +228,7 @@ impl Merge {
     }
 
     /// What comes next, after [`settle`](Self::settle) said that there is something. `None`: settle again.
-    pub(super) fn take(&mut self, matcher: &Matcher) -> Option<Next> {
+    pub(super) fn take(&mut self) -> Option<Next> {
         if self.loading > 0 {
             return None;
         }
@@ -212,9 +238,8 @@ impl Merge {
         }
         let source = &mut self.sources[index];
         match std::mem::replace(&mut source.state, State::Away) {
-            State::Lines(mut lines) => {
-                let (_, head) = &mut *lines;
-                let line = head.take(&source.worker_id, &source.run_id, matcher);
+            State::Lines(cursor, mut head) => {
+                let line = head.take(&source.worker_id, &source.run_id, self.search.matcher());
                 if let Some(line) = &line {
                     source.next = line.sequence + 1;
                 }
@@ -222,7 +247,7 @@ impl Merge {
                     Some(next) => {
                         source.time = source.time.max(next);
                         let (whole, time) = (source.whole, source.time);
-                        source.state = State::Lines(lines);
+                        source.state = State::Lines(cursor, head);
                         if !whole && let Some(mut top) = self.ready.peek_mut() {
                             *top = Reverse((time, index));
                         }
@@ -231,9 +256,8 @@ impl Merge {
                         self.bytes -= (head.bytes() + source.ahead).min(self.bytes);
                         self.ready.pop();
                         source.whole = false;
-                        let (cursor, _) = *lines;
                         source.next = source.next.max(cursor.position().min(source.end));
-                        self.load(index, cursor);
+                        self.load(index, *cursor);
                     }
                 }
                 line.map(Next::Line)
@@ -256,34 +280,31 @@ impl Merge {
         }
     }
 
-    fn begin(&mut self, index: usize, matcher: &Matcher) {
+    fn begin(&mut self, index: usize) {
         let source = &self.sources[index];
         let from = match source.start {
             Start::Time(time) if source.next == 1 => From::Time(time),
             _ => From::Sequence(source.next),
         };
-        let cursor = self.store.cursor(source.run, from).with_filter(matcher.filter());
+        let cursor = self.store.cursor(source.run, from).with_filter(self.search.matcher().filter());
         self.load(index, cursor);
     }
 
     fn load(&mut self, index: usize, mut cursor: Cursor) {
         self.sources[index].state = State::Away;
         self.loading += 1;
+        let (end, search) = (self.sources[index].end, self.search.clone());
         self.work.push(
             async move {
-                let item = cursor.next().await;
-                (index, cursor, Outcome::Loaded(item))
+                let loaded = next(&mut cursor, end, &search).await;
+                (index, cursor, Outcome::Loaded(loaded))
             }
             .boxed(),
         );
     }
 
-    fn done(
-        &mut self,
-        (index, mut cursor, outcome): (usize, Cursor, Outcome),
-        matcher: &Matcher,
-    ) -> Result<(), ReadError> {
-        let item = match outcome {
+    fn done(&mut self, (index, mut cursor, outcome): (usize, Cursor, Outcome)) -> Result<(), ReadError> {
+        let loaded = match outcome {
             Outcome::Woken(true) => {
                 self.load(index, cursor);
                 return Ok(());
@@ -292,18 +313,18 @@ impl Merge {
                 self.sources[index].state = State::Done;
                 return Ok(());
             }
-            Outcome::Loaded(item) => {
+            Outcome::Loaded(loaded) => {
                 self.loading -= 1;
-                item
+                loaded
             }
         };
         let source = &mut self.sources[index];
-        match item {
+        match loaded {
             // It was deleted or has expired meanwhile: there is nothing more of it.
-            Err(ReadError::UnknownRun) | Ok(Some(Item::Finish(_))) => source.state = State::Done,
+            Err(ReadError::UnknownRun) | Ok(Loaded::Finish) => source.state = State::Done,
             Err(error) => return Err(error),
-            Ok(None) if !self.follow => source.state = State::Done,
-            Ok(None) => {
+            Ok(Loaded::Nothing) if !self.follow => source.state = State::Done,
+            Ok(Loaded::Nothing) => {
                 self.work.push(
                     async move {
                         let more = cursor.changed().await;
@@ -312,7 +333,7 @@ impl Merge {
                     .boxed(),
                 );
             }
-            Ok(Some(Item::Gap(gap))) => {
+            Ok(Loaded::Gap(gap)) => {
                 let open = gap.last_sequence == 0;
                 if gap.first_sequence > source.end || (gap.first_sequence == source.end && !open) {
                     source.state = State::Done;
@@ -321,13 +342,13 @@ impl Merge {
                     self.ready.push(Reverse((source.time, index)));
                 }
             }
-            Ok(Some(Item::Block(block))) => {
-                if block.from >= source.end {
+            Ok(Loaded::Lines(from, head)) => {
+                if from >= source.end {
                     source.state = State::Done;
                     return Ok(());
                 }
-                source.next = source.next.max(block.from);
-                match Head::new(block, source.end, matcher) {
+                source.next = source.next.max(from);
+                match head {
                     None => {
                         source.next = source.next.max(cursor.position().min(source.end));
                         self.load(index, cursor);
@@ -337,14 +358,14 @@ impl Merge {
                         let bytes = head.bytes() + source.ahead;
                         if source.whole {
                             self.bytes += bytes;
-                            source.state = State::Lines(Box::new((cursor, head)));
+                            source.state = State::Lines(Box::new(cursor), head);
                             self.ready.push(Reverse((i64::MIN, index)));
                         } else {
                             if self.bytes > 0 && self.bytes + bytes > self.budget {
                                 source.state = State::Parked;
                             } else {
                                 self.bytes += bytes;
-                                source.state = State::Lines(Box::new((cursor, head)));
+                                source.state = State::Lines(Box::new(cursor), head);
                             }
                             self.ready.push(Reverse((source.time, index)));
                         }

@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::merge::{Merge, Next, Start};
 use super::request::Wanted;
+use super::search::Search;
 use super::token::Token;
 use super::{Mode, Query, QueryError, summary, tail};
 
@@ -29,6 +30,7 @@ pub struct Reading {
     query: Query,
     wanted: Wanted,
     mode: Mode,
+    search: Search,
     merge: Merge,
     watch: Option<TaskWatch>,
     part: ReadLogsResponse,
@@ -89,9 +91,10 @@ impl Reading {
     pub(super) fn new(query: Query, wanted: Wanted, mode: Mode, permit: OwnedSemaphorePermit) -> Self {
         let follow = mode == Mode::Follow;
         let token = wanted.token.as_ref();
+        let search = Search::new(wanted.matcher.clone(), query.searches.clone());
         query.readers.inc();
         Self {
-            merge: Merge::new(query.store.clone(), follow, query.reader_bytes),
+            merge: Merge::new(query.store.clone(), search.clone(), follow, query.reader_bytes),
             // Made before anything is read, so that no change falls in between.
             watch: follow.then(|| query.store.watch_task(&wanted.task_id)),
             part: ReadLogsResponse::default(),
@@ -107,6 +110,7 @@ impl Reading {
             phase: Phase::Begin,
             _permit: permit,
             _count: Counted(query.readers.clone()),
+            search,
             query,
             wanted,
             mode,
@@ -147,7 +151,7 @@ impl Reading {
             if self.due && Instant::now() >= self.next_listing {
                 self.list().await?;
             }
-            let settled = self.merge.settle(&self.wanted.matcher).await?;
+            let settled = self.merge.settle().await?;
             if settled && self.fill() {
                 return Ok(self.take_part());
             }
@@ -162,7 +166,7 @@ impl Reading {
             } else if self.is_over() {
                 // What came after the last listing is not forgotten.
                 self.list().await?;
-                if self.is_over() && self.is_part_empty() && !self.merge.settle(&self.wanted.matcher).await? {
+                if self.is_over() && self.is_part_empty() && !self.merge.settle().await? {
                     self.phase = Phase::Status;
                 }
             } else {
@@ -185,7 +189,7 @@ impl Reading {
             if !self.part.lines.is_empty() && self.merge.is_gap_next() {
                 return true;
             }
-            match self.merge.take(&self.wanted.matcher) {
+            match self.merge.take() {
                 Some(Next::Line(line)) => {
                     self.part_bytes += line.message.len() + line.worker_id.len() + line.run_id.len() + 32;
                     self.part.lines.push(line);
@@ -268,7 +272,7 @@ impl Reading {
             return Err(QueryError::NotFound(format!("task {:?} (it was deleted)", self.wanted.task_id)));
         }
         let tail = match self.wanted.tail_lines.filter(|_| first && self.wanted.token.is_none()) {
-            Some(count) => Some(tail::starts(&self.query.store, &runs, count, &self.wanted.matcher).await?),
+            Some(count) => Some(tail::starts(&self.query.store, &runs, count, &self.search).await?),
             None => None,
         };
         // Nothing is awaited from here on: a dropped future has changed nothing.
@@ -397,7 +401,7 @@ impl Reading {
         let listing = self.due.then_some(self.next_listing);
         let linger = self.ends.linger.map(|until| until.min(Instant::now() + LINGER_PERIOD));
         tokio::select! {
-            changed = self.merge.changed(&self.wanted.matcher) => changed?,
+            changed = self.merge.changed() => changed?,
             open = watch.changed(), if !self.due => {
                 if !open {
                     return Err(QueryError::Store(otto_log_store::ReadError::Io("the store was closed".to_owned())));

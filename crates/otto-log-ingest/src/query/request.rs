@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use otto_log_store::Filter;
 use otto_proto::block::LineRef;
 use otto_proto::v1::{LogLevel, LogSource, ReadLogsRequest};
@@ -24,7 +26,7 @@ pub(super) struct Wanted {
     pub(super) tail_lines: Option<usize>,
     pub(super) limit: Option<u64>,
     pub(super) token: Option<Token>,
-    pub(super) matcher: Matcher,
+    pub(super) matcher: Arc<Matcher>,
 }
 
 impl Wanted {
@@ -46,7 +48,7 @@ impl Wanted {
         if request.tail_lines > MAX_TAIL {
             return invalid("tail_lines", "at most 100,000");
         }
-        let matcher = Matcher::new(&request)?;
+        let matcher = Arc::new(Matcher::new(&request)?);
         let non_empty = |text: String| Some(text).filter(|text| !text.is_empty());
         let token = match request.resume_token.as_str() {
             "" => None,
@@ -129,6 +131,11 @@ impl Matcher {
         self.filter == Filter::default() && self.contains.is_none() && self.regex.is_none()
     }
 
+    /// Whether the text of lines is looked at.
+    pub(super) fn searches(&self) -> bool {
+        self.contains.is_some() || self.regex.is_some()
+    }
+
     /// Whether a line is wanted.
     pub(crate) fn matches(&self, line: &LineRef<'_>) -> bool {
         let Filter { level_mask, source_mask, since_unix_nanos, until_unix_nanos } = self.filter;
@@ -199,7 +206,8 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_named() {
-        let cases: [(&str, fn(&mut ReadLogsRequest)); 9] = [
+        type Change = fn(&mut ReadLogsRequest);
+        let cases: [(&str, Change); 9] = [
             ("task_id", |r| r.task_id.clear()),
             ("run_id", |r| r.run_id = "r".to_owned()),
             ("from_sequence", |r| r.from_sequence = 2),

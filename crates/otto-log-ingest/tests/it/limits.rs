@@ -197,7 +197,7 @@ async fn a_full_disk_is_told_and_survived() {
     assert!(retried.message.contains("disk is full"), "{}", retried.message);
     use otto_proto::v1::log_response::Status;
     // What still fits is taken; then they are told.
-    let mut small = vec![1, 1];
+    let mut small = [1, 1];
     for (stored, number) in small.iter_mut().zip([false, true]) {
         let (stream, worker) = if number { (&mut numbered, "n") } else { (&mut single, "e") };
         let retried = loop {

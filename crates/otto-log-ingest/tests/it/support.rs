@@ -222,10 +222,6 @@ impl Batches {
         }
     }
 
-    pub(crate) fn close(&mut self) {
-        self.sender = None;
-    }
-
     pub(crate) async fn end(&mut self) -> Result<(), Status> {
         end(&mut self.replies).await
     }
