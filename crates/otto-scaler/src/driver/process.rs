@@ -35,6 +35,7 @@ use crate::task::{Class, Outcome};
 
 mod agent;
 mod children;
+mod drains;
 mod follow;
 mod launch;
 mod name;
@@ -50,6 +51,7 @@ pub(crate) use settings::Settings;
 
 use agent::Agent;
 use children::{Child, Children};
+use drains::Drains;
 use follow::{Follower, infrastructure};
 use launch::{LaunchFile, c_strings};
 use notify::Watches;
@@ -57,8 +59,6 @@ use run_dir::RunDir;
 use runs::Runs;
 use worker::{Seen, Worker};
 
-/// Spools that are sent at the same time by agents of ours.
-const DRAINS: usize = 4;
 /// Milliseconds after which a start that the machine refused is tried again.
 const BUSY: u32 = 1_000;
 
@@ -92,7 +92,7 @@ struct Shared {
     changes: OnceLock<mpsc::Sender<Observed>>,
     watches: Watches,
     children: Children,
-    drains: Semaphore,
+    drains: Drains,
     /// Looking at every process of the machine is for one at a time.
     sweeps: Semaphore,
     /// The first list also removes what was never completed.
@@ -116,7 +116,7 @@ impl ProcessDriver {
             changes: OnceLock::new(),
             watches: Watches::new().context("cannot watch run directories (fs.inotify.max_user_instances?)")?,
             children: Children::default(),
-            drains: Semaphore::new(DRAINS),
+            drains: Drains::new(),
             sweeps: Semaphore::new(1),
             listed: OnceLock::new(),
             stop: stop.clone(),

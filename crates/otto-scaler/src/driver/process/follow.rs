@@ -350,7 +350,11 @@ impl Follower {
         if !self.worker.dir.has_spool() || self.worker.dir.is_drained() {
             return;
         }
-        let Ok(_permit) = self.shared.drains.acquire().await else { return };
+        let Some(_turn) = self.shared.drains.turn().await else { return };
+        // It may not be needed any more.
+        if self.worker.dir.is_drained() {
+            return;
+        }
         let (shared, worker) = (Arc::clone(&self.shared), Arc::clone(&self.worker));
         let started = tokio::task::spawn_blocking(move || shared.start_drain(&worker)).await;
         let agent = match started.context("panicked").and_then(|started| started) {
@@ -358,6 +362,7 @@ impl Follower {
             Err(error) => {
                 let error = format!("{error:#}");
                 tracing::warn!(worker = self.worker.name, error, "the output of a lost worker cannot be sent yet");
+                self.shared.drains.ended(false);
                 return;
             }
         };
@@ -371,6 +376,7 @@ impl Follower {
             }
         }
         self.agent = None;
+        self.shared.drains.ended(self.worker.dir.is_drained());
     }
 }
 
