@@ -7,12 +7,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::child::Signals;
 use crate::rundir::RunDir;
 use crate::spool::Spool;
 use crate::upload::{Delivered, Uploader, Watcher};
 
 /// How often progress is looked at. The end of an upload is noticed at once.
 const TICK: Duration = Duration::from_millis(100);
+/// Of one who was told to end, and only has to send what is there.
+const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs on their way.
 #[derive(Default)]
@@ -41,14 +44,13 @@ impl Deliveries {
         self.runs.push(Delivery { spool, watcher: None, delivered: None });
     }
 
-    /// Waits until all runs are with the log server, nothing was acknowledged for `patience`, or `hurry` ends. Spools of
-    /// those that are there are removed.
-    pub(crate) async fn wait(&mut self, patience: Duration, hurry: impl Future<Output = ()>) {
-        tokio::pin!(hurry);
+    /// Waits until all runs are with the log server, or nothing was acknowledged for `patience`. Who is
+    /// told to end is less patient, and who is told twice not at all. Spools of runs that are there are removed.
+    pub(crate) async fn wait(&mut self, mut patience: Duration, signals: &mut Signals) {
         let mut acked = self.acked();
         let mut give_up = Instant::now() + patience;
-        let mut hurried = false;
-        while !self.tasks.is_empty() {
+        let mut times_told = 0;
+        while !self.tasks.is_empty() && Instant::now() < give_up {
             tokio::select! {
                 biased;
                 Some(ended) = self.tasks.join_next() => match ended {
@@ -56,18 +58,15 @@ impl Deliveries {
                     // Its lines are in the spool.
                     Err(error) => tracing::error!("the upload of a run has died: {error}"),
                 },
-                () = &mut hurry, if !hurried => {
-                    hurried = true;
-                    give_up = give_up.min(Instant::now() + TICK);
+                () = signals.told_to_end() => {
+                    times_told += 1;
+                    patience = if times_told == 1 { patience.min(SHORT_PATIENCE) } else { Duration::ZERO };
+                    give_up = give_up.min(Instant::now() + patience);
                 }
                 () = tokio::time::sleep_until(give_up.min(Instant::now() + TICK)) => {
-                    let now = Instant::now();
                     let before = std::mem::replace(&mut acked, self.acked());
-                    if acked > before && !hurried {
-                        give_up = now + patience;
-                    }
-                    if now >= give_up {
-                        break;
+                    if acked > before {
+                        give_up = Instant::now() + patience;
                     }
                 }
             }

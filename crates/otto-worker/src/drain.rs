@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use otto_proto::v1::FinishRun;
-use rustix::process::Signal;
 
 use crate::capture::Feedback;
 use crate::child::Signals;
@@ -22,7 +21,8 @@ use crate::upload::{Server, Uploader, rfc3339, timestamp};
 /// When a setting is missing, or the directory cannot be read.
 pub(crate) async fn drain(settings: &Run) -> anyhow::Result<ExitCode> {
     let upload = &settings.upload;
-    let spool_dir = upload.spool_dir.as_deref().context("drain needs --spool-dir DIR: where the output is")?;
+    let spool_dir = settings.spool_dir().context("drain needs --spool-dir DIR: where the output is")?;
+    let spool_dir = spool_dir.as_path();
     let Some(url) = upload.log_server.as_deref() else {
         bail!("drain needs --log-server URL: where the output shall go");
     };
@@ -35,12 +35,12 @@ pub(crate) async fn drain(settings: &Run) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let ended = run_dir.as_ref().map(RunDir::ended).transpose()?.flatten();
-    let server = Server::new(url, &upload.auth)?;
+    let server = Server::new(url, upload)?;
     let mut signals = Signals::listen().context("listening for signals")?;
     let mut deliveries = Deliveries::default();
     let ending = ended.as_ref().map(ending_of).unwrap_or_default();
     let busy = add_leftovers(&mut deliveries, &server, upload, spool_dir, &ending, |_| true)?;
-    deliveries.wait(upload.drain_timeout, told_to_end(&mut signals)).await;
+    deliveries.wait(upload.drain_timeout, &mut signals).await;
     if busy > 0 {
         tracing::warn!("{busy} runs are left: agents have them open, or they cannot be read");
     }
@@ -96,18 +96,8 @@ pub(crate) fn add_leftovers(
         };
         let metadata = upload.metadata(rfc3339(run.created_at_ms.cast_signed().saturating_mul(1_000_000)));
         let feedback = Arc::new(Feedback::new(usize::MAX));
-        let window = upload.window_bytes.as_u64();
-        let uploader = Uploader::new(server.clone(), run, metadata, spool.clone(), feedback, window);
+        let uploader = Uploader::new(server.clone(), run, metadata, spool.clone(), feedback);
         deliveries.add(spool, uploader);
     }
     Ok(busy)
-}
-
-/// Ends when SIGTERM or SIGINT comes: whoever waits for nothing but the log server then ends at once.
-pub(crate) async fn told_to_end(signals: &mut Signals) {
-    loop {
-        if matches!(signals.next().await, Some(Signal::TERM | Signal::INT | Signal::QUIT | Signal::HUP)) {
-            return;
-        }
-    }
 }

@@ -16,7 +16,7 @@ use tracing::Instrument;
 use crate::capture::{Capture, Captured, Feedback, now_unix_nanos};
 use crate::child::{self, Job, LaunchError, Mark, Signals};
 use crate::delivery::Deliveries;
-use crate::drain::{add_leftovers, ending_of, told_to_end};
+use crate::drain::{add_leftovers, ending_of};
 use crate::rundir::{Claim, Class, Ended, Exit, RunDir};
 use crate::settings::{Run, Start};
 use crate::spool::{self, Record, RunInfo, Writer};
@@ -45,7 +45,7 @@ pub(crate) async fn run(start: Start) -> anyhow::Result<ExitCode> {
 async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<String>) -> anyhow::Result<ExitCode> {
     let (plan, options) = Plan::new(settings)?;
     let server = match &settings.upload.log_server {
-        Some(url) => Some(Server::new(url, &settings.upload.auth)?),
+        Some(url) => Some(Server::new(url, &settings.upload)?),
         None => None,
     };
     let run_dir = match settings.run_dir.as_deref().map(RunDir::claim).transpose()? {
@@ -68,13 +68,12 @@ async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<S
     let metadata = settings.upload.metadata(rfc3339(now_unix_nanos()));
     match &server {
         Some(server) => {
-            let window = settings.upload.window_bytes.as_u64();
-            let uploader = Uploader::new(server.clone(), info, metadata, spool.clone(), feedback.clone(), window);
+            let own = info.run_id.clone();
+            let uploader = Uploader::new(server.clone(), info, metadata, spool.clone(), feedback.clone());
             deliveries.add(spool.clone(), uploader);
             // Of this worker's earlier runs, should it have been started again with its spool.
-            let (task, worker) = (&plan.task_id, &plan.worker_id);
             let same = |run: &spool::RunInfo| {
-                run.task_id == *task && run.worker_id == *worker && run.created_at_ms < started_at_ms
+                run.task_id == plan.task_id && run.worker_id == plan.worker_id && run.run_id != own
             };
             if let Err(error) =
                 add_leftovers(&mut deliveries, server, &settings.upload, &plan.spool_dir, &FinishRun::default(), same)
@@ -164,7 +163,7 @@ async fn drain(
     run_dir: Option<&RunDir>,
     signals: &mut Signals,
 ) {
-    deliveries.wait(settings.upload.drain_timeout, told_to_end(signals)).await;
+    deliveries.wait(settings.upload.drain_timeout, signals).await;
     deliveries.conclude(&plan.spool_dir, settings.upload.log_server.as_deref(), run_dir);
     plan.clean_up();
 }

@@ -8,6 +8,7 @@ mod entries;
 mod pace;
 mod progress;
 mod reblock;
+mod size;
 mod text;
 mod window;
 
@@ -18,14 +19,15 @@ use std::time::Duration;
 use anyhow::Context;
 use otto_proto::v1::log_streaming_service_client::LogStreamingServiceClient;
 use otto_proto::v1::{LoggingConfig, RegistrationResponse, WorkerMetadata, WorkerRegistration, registration_response};
-use otto_service::auth::ClientAuth;
 use otto_service::client::{Backoff, Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use crate::capture::{Demand, Feedback};
+use crate::settings::Upload;
 use crate::spool::{RunInfo, Spool};
 use progress::Reporter;
 pub(crate) use progress::Watcher;
+use size::Size;
 pub(crate) use text::{rfc3339, timestamp};
 use window::NeverSent;
 
@@ -33,15 +35,15 @@ use window::NeverSent;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// For a call that is answered at once by a server that works.
 const CALL_DEADLINE: Duration = Duration::from_secs(15);
-/// With something on its way, a server that says nothing for so long is not there: half-open connections are noticed by
-/// the transport's keepalive (30 s), a server that hangs by this.
-const SILENCE: Duration = Duration::from_secs(35);
 
 /// A log server.
 #[derive(Clone)]
 pub(crate) struct Server {
-    channel: Channel,
+    endpoint: Endpoint,
     url: String,
+    window_bytes: u64,
+    /// With something on its way, a server that says nothing for so long is not there.
+    silence: Duration,
 }
 
 impl Server {
@@ -49,9 +51,22 @@ impl Server {
     ///
     /// # Errors
     /// When the URL or the token file cannot be used.
-    pub(crate) fn new(url: &str, auth: &ClientAuth) -> anyhow::Result<Self> {
-        let endpoint = Endpoint::new(url, auth).context("--log-server")?;
-        Ok(Server { channel: endpoint.connect_lazy(), url: url.to_owned() })
+    pub(crate) fn new(url: &str, settings: &Upload) -> anyhow::Result<Self> {
+        Ok(Server {
+            endpoint: Endpoint::new(url, &settings.auth).context("--log-server")?,
+            url: url.to_owned(),
+            window_bytes: settings.window_bytes.as_u64(),
+            silence: settings.answer_timeout,
+        })
+    }
+
+    fn connect(&self) -> LogStreamingServiceClient<Channel> {
+        LogStreamingServiceClient::new(self.endpoint.connect_lazy())
+    }
+
+    /// How long a call may take that a server answers at once.
+    fn deadline(&self) -> Duration {
+        CALL_DEADLINE.min(self.silence)
     }
 }
 
@@ -64,9 +79,7 @@ pub(crate) struct Uploader {
     spool: Spool,
     feedback: Arc<Feedback>,
     reporter: Reporter,
-    window_bytes: u64,
-    /// Largest block of lines that is sent in one message; halved when the transport refuses one.
-    most_block_bytes: u64,
+    size: Size,
     /// What the server has was sent entry by entry, so its numbers are not ours: no way back to batches.
     by_entries: bool,
     /// Refused lines, or lines the server lost: the digest of all lines says nothing then.
@@ -115,20 +128,17 @@ impl Uploader {
         metadata: WorkerMetadata,
         spool: Spool,
         feedback: Arc<Feedback>,
-        window_bytes: u64,
     ) -> (Self, Watcher) {
         let (reporter, watcher) = progress::channel(spool.first_available() - 1);
-        let client = LogStreamingServiceClient::new(server.channel.clone());
         let uploader = Uploader {
+            client: server.connect(),
             server,
-            client,
             run,
             metadata,
             spool,
             feedback,
             reporter,
-            window_bytes,
-            most_block_bytes: u64::MAX,
+            size: Size::default(),
             by_entries: false,
             incomplete: false,
         };
@@ -146,10 +156,9 @@ impl Uploader {
             match ended {
                 Ok(delivered) => return delivered,
                 Err(ended) => {
-                    if self.reporter.acked() > before {
+                    if self.learn(&ended) || self.reporter.acked() > before {
                         backoff.reset();
                     }
-                    self.learn(&ended);
                     self.reporter.broken(&ended, &self.server.url, self.spool.dir());
                 }
             }
@@ -183,7 +192,8 @@ impl Uploader {
             run_id: self.run.run_id.clone(),
         };
         let call = self.client.register_worker(Request::new(request));
-        let response = tokio::time::timeout(CALL_DEADLINE, call).await.map_err(|_| Break::Silence)??.into_inner();
+        let response =
+            tokio::time::timeout(self.server.deadline(), call).await.map_err(|_| Break::Silence)??.into_inner();
         let is_new = response.status() == registration_response::Status::Success;
         let config = accepted(response)?;
         let acked = self.reporter.acked();
@@ -194,16 +204,16 @@ impl Uploader {
         Ok(config)
     }
 
-    /// A message the transport does not carry is cut smaller next time.
-    fn learn(&mut self, ended: &Break) {
-        /// Smaller ones would not be refused for their size.
-        const LEAST: u64 = 4 << 10;
-        if let Break::Status(status) = ended
-            && matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted)
-            && status.message().contains("message")
-        {
-            self.most_block_bytes = (self.most_block_bytes.min(1 << 20) / 2).max(LEAST);
-            tracing::debug!(bytes = self.most_block_bytes, "blocks are cut smaller");
+    /// What the end of a session teaches; whether the next one will go differently for it.
+    fn learn(&mut self, ended: &Break) -> bool {
+        match ended {
+            // The connection may be half open; a new one also asks for the name's address again.
+            Break::Silence => {
+                self.client = self.server.connect();
+                false
+            }
+            Break::Status(status) if is_too_large(status) => self.size.refused(),
+            _ => false,
         }
     }
 
@@ -221,6 +231,11 @@ fn accepted(response: RegistrationResponse) -> Result<LoggingConfig, Break> {
         S::ServerFull => Err(Break::Refused(format!("it has too many workers; {}", response.message))),
         S::InvalidRequest => Err(Break::Refused(response.message)),
     }
+}
+
+/// A message that the transport does not carry (tonic says OUT_OF_RANGE, gRPC RESOURCE_EXHAUSTED).
+fn is_too_large(status: &Status) -> bool {
+    matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) && status.message().contains("message")
 }
 
 /// The code, the message, and what is behind it (a connection refused, a broken pipe).

@@ -53,4 +53,9 @@ impl Signals {
         })
         .await
     }
+
+    /// Waits until we are told to end. May be cancelled.
+    pub(crate) async fn told_to_end(&mut self) {
+        while !matches!(self.next().await, Some(Signal::TERM | Signal::INT | Signal::QUIT | Signal::HUP)) {}
+    }
 }

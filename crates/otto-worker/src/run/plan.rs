@@ -48,7 +48,7 @@ impl Plan {
         let reserve = (2 * pipe + 2 * (read + batch + line)).min(spool_bytes / 2);
         let capture = Options {
             policy: Policy { bytes: usize::try_from(batch)?, lines: settings.batch_lines, delay: settings.batch_delay },
-            compressor: Compressor::new(settings.compression.level(settings.upload.log_server.as_deref())),
+            compressor: Compressor::new(settings.compression.level()),
             on_full: settings.on_full,
             stdout_level: settings.stdout_level.into(),
             stderr_level: settings.stderr_level.into(),
@@ -57,10 +57,11 @@ impl Plan {
             secrets: secrets(settings)?,
             tee: if settings.tee { Some(Tee::start().context("starting a thread (--tee)")?) } else { None },
         };
-        let temporary = settings.upload.spool_dir.is_none();
+        let given = settings.spool_dir();
+        let temporary = given.is_none();
         let plan = Plan {
-            spool_dir: match &settings.upload.spool_dir {
-                Some(dir) => dir.clone(),
+            spool_dir: match given {
+                Some(dir) => dir,
                 None => temporary_spool(&task_id, &worker_id)?,
             },
             task_id,

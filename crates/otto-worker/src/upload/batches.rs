@@ -16,7 +16,7 @@ use tonic::{Request, Streaming};
 use super::pace::Pace;
 use super::reblock::{Most, piece};
 use super::window::{Rewind, Window};
-use super::{Break, CALL_DEADLINE, Delivered, SILENCE, Uploader};
+use super::{Break, Delivered, Uploader};
 use crate::capture::Demand;
 use crate::spool::{Reader, Record};
 
@@ -38,8 +38,10 @@ impl Uploader {
         // Sent before the call, whose answer may wait for it.
         outbound.try_send(message(Ask::Open(open))).map_err(|_| Break::Ended)?;
         let call = self.client.stream_log_batches(Request::new(ReceiverStream::new(receiver)));
-        let mut inbound = tokio::time::timeout(CALL_DEADLINE, call).await.map_err(|_| Break::Silence)??.into_inner();
-        let first = tokio::time::timeout(CALL_DEADLINE, inbound.message()).await.map_err(|_| Break::Silence)??;
+        let mut inbound =
+            tokio::time::timeout(self.server.deadline(), call).await.map_err(|_| Break::Silence)??.into_inner();
+        let first =
+            tokio::time::timeout(self.server.deadline(), inbound.message()).await.map_err(|_| Break::Silence)??;
         let opened = match first.ok_or(Break::Ended)?.kind {
             Some(Answer::Opened(opened)) => opened,
             Some(Answer::Retry(retry)) => {
@@ -80,7 +82,7 @@ impl Uploader {
         let config = opened.config.as_ref().unwrap_or(config);
         self.feedback.limit_lines(config.max_message_size);
         Ok(Some(Session {
-            window: Window::new(acked, self.window_bytes, config.buffer_size.max(0).cast_unsigned().into()),
+            window: Window::new(acked, self.server.window_bytes, config.buffer_size.max(0).cast_unsigned().into()),
             pace: Pace::new(config.rate_limit, std::time::Instant::now()),
             reader: Reader::at(self.spool.clone(), acked + 1)?,
             held: None,
@@ -101,7 +103,8 @@ impl Uploader {
         loop {
             self.feedback.set_demand(session.demand());
             let wait = session.wait();
-            let may_send = wait.is_none() && session.has_something_to_send();
+            let one_by_one = !session.window.is_idle() && self.size.one_by_one();
+            let may_send = wait.is_none() && session.has_something_to_send() && !one_by_one;
             let waits_for_answer = !session.window.is_idle() || session.ending_sent;
             let spool = self.spool.clone();
             tokio::select! {
@@ -116,7 +119,7 @@ impl Uploader {
                 permit = outbound.reserve(), if may_send => {
                     // The transport has ended the stream: why, says its answer.
                     let Ok(permit) = permit else {
-                        return Err(match tokio::time::timeout(CALL_DEADLINE, inbound.message()).await {
+                        return Err(match tokio::time::timeout(self.server.deadline(), inbound.message()).await {
                             Ok(Err(status)) => status.into(),
                             _ => Break::Ended,
                         });
@@ -130,7 +133,7 @@ impl Uploader {
                 }
                 () = spool.changed(), if session.drained => session.drained = false,
                 () = sleep_until(wait.unwrap_or(heard)), if wait.is_some() => session.pause = None,
-                () = sleep_until(heard + SILENCE), if waits_for_answer => return Err(Break::Silence),
+                () = sleep_until(heard + self.server.silence), if waits_for_answer => return Err(Break::Silence),
             }
         }
     }
@@ -219,8 +222,24 @@ impl Uploader {
             self.incomplete = true;
             return Ok(Ask::Gap(gap));
         }
-        let most =
-            Most { lines: session.window.room_lines().min(session.pace.message_lines()), bytes: self.most_block_bytes };
+        if self.size.is_unsendable(from) {
+            let why = "it is larger than the log server's transport carries";
+            let gap = LogGap {
+                first_sequence: from,
+                last_sequence: from,
+                reason: log_gap::Reason::Refused.into(),
+                message: why.to_owned(),
+            };
+            session.window.sent(from + 1, 0);
+            if from + 1 < block.end_sequence() {
+                session.held = Some(block);
+            }
+            self.incomplete = true;
+            self.reporter.refused(1, why);
+            return Ok(Ask::Gap(gap));
+        }
+        let lines = session.window.room_lines().min(session.pace.message_lines());
+        let most = Most { lines: if self.size.one_by_one() { 1 } else { lines }, bytes: self.size.most_bytes() };
         let part = if block.first_sequence == from && most.allows(&block) {
             block
         } else {
@@ -232,7 +251,9 @@ impl Uploader {
             part
         };
         session.pace.sent(part.line_count.into());
-        session.window.sent(part.end_sequence(), part.payload.len() as u64);
+        let bytes = part.payload.len() as u64;
+        session.window.sent(part.end_sequence(), bytes);
+        self.size.sent(from, bytes);
         Ok(Ask::Block(part))
     }
 }

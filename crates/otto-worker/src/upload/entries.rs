@@ -19,7 +19,7 @@ use tonic::{Request, Streaming};
 
 use super::pace::Pace;
 use super::text::Form;
-use super::{Break, CALL_DEADLINE, Delivered, SILENCE, Uploader};
+use super::{Break, Delivered, Uploader};
 use crate::capture::Demand;
 use crate::spool::{Reader, Record};
 
@@ -83,12 +83,13 @@ impl Uploader {
             outbound.try_send(first).map_err(|_| Break::Ended)?;
         }
         let call = self.client.stream_logs(Request::new(ReceiverStream::new(receiver)));
-        let mut inbound = tokio::time::timeout(CALL_DEADLINE, call).await.map_err(|_| Break::Silence)??.into_inner();
+        let mut inbound =
+            tokio::time::timeout(self.server.deadline(), call).await.map_err(|_| Break::Silence)??.into_inner();
         self.reporter.connected();
         self.exchange_entries(&mut session, &outbound, &mut inbound).await?;
         // A session ends with its stream; the server may end its side when it likes.
         drop(outbound);
-        let _ = tokio::time::timeout(CALL_DEADLINE, inbound.message()).await;
+        let _ = tokio::time::timeout(self.server.deadline(), inbound.message()).await;
         Ok(Delivered { missing: session.refused })
     }
 
@@ -116,7 +117,7 @@ impl Uploader {
                 }
                 permit = outbound.reserve(), if may_send => {
                     let Ok(permit) = permit else {
-                        return Err(match tokio::time::timeout(CALL_DEADLINE, inbound.message()).await {
+                        return Err(match tokio::time::timeout(self.server.deadline(), inbound.message()).await {
                             Ok(Err(status)) => status.into(),
                             _ => Break::Ended,
                         });
@@ -130,7 +131,7 @@ impl Uploader {
                 }
                 () = spool.changed(), if session.drained && !session.ended => session.drained = false,
                 () = sleep_until(wait.unwrap_or(heard)), if wait.is_some() => session.pause = None,
-                () = sleep_until(heard + SILENCE), if !session.sent.is_empty() => return Err(Break::Silence),
+                () = sleep_until(heard + self.server.silence), if !session.sent.is_empty() => return Err(Break::Silence),
             }
         }
     }

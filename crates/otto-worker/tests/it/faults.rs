@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::agent::{Setup, eventually, stderr};
-use crate::server::{Faults, Server, lose_everything};
+use crate::server::{Faults, Server, Tunnel, lose_everything};
 
 fn numbers(count: usize) -> Vec<String> {
     (1..=count).map(|number| number.to_string()).collect()
@@ -133,6 +133,36 @@ async fn messages_the_transport_refuses_are_cut() {
     let setup = Setup::new(&server.url()).flags(&["--tee", "false"]);
     assert!(setup.run_script("seq 200000").await.status.success());
     assert!(server.complete().await.messages() == numbers(200_000));
+}
+
+#[tokio::test]
+async fn a_line_the_transport_never_takes_is_a_gap() {
+    let server = Server::start_with(Faults { message_limit: Some(20_000), ..Faults::default() }).await;
+    let setup = Setup::new(&server.url()).flags(&["--tee", "false", "--compression", "none"]);
+    let output = setup.run_script("echo a; head -c 50000 /dev/zero | tr '\\0' y; echo; seq 10000; echo b").await;
+    assert!(output.status.success());
+    assert!(stderr(&output).contains("1 line is missing in the log"), "{}", stderr(&output));
+    let run = server.complete_without_digest().await;
+    assert_eq!(run.gaps.iter().map(|gap| (gap.first_sequence, gap.last_sequence)).collect::<Vec<_>>(), [(2, 2)]);
+    assert_eq!((run.lines.len(), run.messages()[0].as_str(), run.messages()[10_001].as_str()), (10_002, "a", "b"));
+}
+
+#[tokio::test]
+async fn a_connection_that_goes_nowhere_is_noticed() {
+    let server = Server::start().await;
+    let tunnel = Tunnel::to(&server).await;
+    let setup = Setup::new(&tunnel.url()).flags(&["--answer-timeout", "500ms", "--drain-timeout", "20s"]);
+    let agent = setup.start_script("echo a; while [ ! -e go ]; do sleep 0.01; done; echo b");
+    eventually("the first line", || {
+        server.store.lock().runs.values().next().filter(|run| !run.lines.is_empty()).map(drop)
+    })
+    .await;
+    // Connections made before stay open, but nothing passes.
+    tunnel.block();
+    std::fs::write(setup.path("go"), "").unwrap();
+    assert!(agent.output().await.status.success());
+    assert_eq!(server.complete().await.messages(), ["a", "b"]);
+    assert!(tunnel.connections() >= 2);
 }
 
 #[tokio::test]

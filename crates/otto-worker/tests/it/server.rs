@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use otto_proto::v1::log_batch_request::Kind as Ask;
 use otto_proto::v1::log_batch_response::Kind as Answer;
 use otto_proto::v1::log_streaming_service_server::{LogStreamingService, LogStreamingServiceServer};
 use otto_proto::v1::*;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -386,4 +388,58 @@ fn handle(state: &mut State, key: &Key, ask: Ask) -> Option<Answer> {
 /// The server's data is gone.
 pub(crate) fn lose_everything(store: &Store) {
     store.lock().runs.clear();
+}
+
+/// A way to a server on which connections can go silent, as when a machine on the way is gone.
+pub(crate) struct Tunnel {
+    address: SocketAddr,
+    block: watch::Sender<bool>,
+    count: Arc<AtomicU32>,
+    task: JoinHandle<()>,
+}
+
+impl Tunnel {
+    pub(crate) async fn to(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (target, (block, _), count) = (server.address, watch::channel(false), Arc::<AtomicU32>::default());
+        let (sender, counter) = (block.clone(), Arc::clone(&count));
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                counter.fetch_add(1, Ordering::Relaxed);
+                // Those that come later are not blocked.
+                sender.send_replace(false);
+                let mut blocked = sender.subscribe();
+                connections.spawn(async move {
+                    let mut far = TcpStream::connect(target).await.unwrap();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                        _ = async { blocked.wait_for(|blocked| *blocked).await.map(drop) } => {}
+                    }
+                    std::future::pending::<()>().await;
+                });
+            }
+        });
+        Tunnel { address, block, count, task }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn block(&self) {
+        self.block.send_replace(true);
+    }
+
+    pub(crate) fn connections(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }

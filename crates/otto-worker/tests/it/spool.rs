@@ -16,7 +16,16 @@ fn files_bytes(setup: &Setup) -> u64 {
 #[tokio::test]
 async fn the_job_waits() {
     let mut server = Server::absent().await;
-    let setup = Setup::new(&server.url()).flags(&["--tee", "false", "--spool-bytes", "1MiB", "--drain-timeout", "20s"]);
+    let setup = Setup::new(&server.url()).flags(&[
+        "--tee",
+        "false",
+        "--compression",
+        "none",
+        "--spool-bytes",
+        "1MiB",
+        "--drain-timeout",
+        "20s",
+    ]);
     let agent = setup.start_script("seq 1 500000; touch done");
     eventually("the spool is full", || (files_bytes(&setup) > 400_000).then_some(())).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -34,8 +43,16 @@ async fn the_job_waits() {
 #[tokio::test]
 async fn a_job_that_waits_can_be_stopped_and_what_it_printed_is_kept() {
     let mut server = Server::absent().await;
-    let setup =
-        Setup::new(&server.url()).flags(&["--tee", "false", "--spool-bytes", "1MiB", "--drain-timeout", "300ms"]);
+    let setup = Setup::new(&server.url()).flags(&[
+        "--tee",
+        "false",
+        "--compression",
+        "none",
+        "--spool-bytes",
+        "1MiB",
+        "--drain-timeout",
+        "300ms",
+    ]);
     let agent = setup.start_script("seq 1 500000; touch done");
     eventually("the spool is full", || (files_bytes(&setup) > 400_000).then_some(())).await;
     agent.signal(rustix::process::Signal::TERM);
@@ -53,7 +70,18 @@ async fn a_job_that_waits_can_be_stopped_and_what_it_printed_is_kept() {
 #[tokio::test]
 async fn lines_are_dropped_and_the_gap_is_told() {
     let mut server = Server::absent().await;
-    let flags = ["--tee", "false", "--spool-bytes", "1MiB", "--on-full", "drop", "--drain-timeout", "20s"];
+    let flags = [
+        "--tee",
+        "false",
+        "--compression",
+        "none",
+        "--spool-bytes",
+        "1MiB",
+        "--on-full",
+        "drop",
+        "--drain-timeout",
+        "20s",
+    ];
     let setup = Setup::new(&server.url()).flags(&flags);
     let agent = setup
         .start_script("seq 1 500000; echo important >&2; touch done; while [ ! -e go ]; do sleep 0.01; done; echo end");
