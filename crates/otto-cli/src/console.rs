@@ -4,6 +4,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 /// A sentence on stderr. What servers say is shown on one line, without anything that a terminal would obey.
 pub(crate) fn tell(sentence: impl Display) {
@@ -28,22 +29,28 @@ pub(crate) fn plain(text: &str) -> String {
 pub(crate) struct Progress {
     enabled: bool,
     shown: String,
+    at: Option<Instant>,
 }
+
+/// A text that changes faster is shown this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 impl Progress {
     /// Shows nothing unless stderr is a terminal.
     pub(crate) fn new() -> Self {
-        Self { enabled: io::stderr().is_terminal(), shown: String::new() }
+        Self { enabled: io::stderr().is_terminal(), shown: String::new(), at: None }
     }
 
     /// Shows another text.
     pub(crate) fn set(&mut self, text: String) {
-        if self.enabled && text != self.shown {
+        let soon = self.at.is_some_and(|at| at.elapsed() < PROGRESS_EVERY);
+        if self.enabled && text != self.shown && !soon {
             let text = plain(&text);
             let width = terminal_size::terminal_size_of(io::stderr()).map_or(80, |(width, _)| usize::from(width.0));
             let fitting: String = text.chars().take(width.saturating_sub(1)).collect();
             let _ = write!(io::stderr().lock(), "\r\x1b[K{fitting}");
             self.shown = text;
+            self.at = Some(Instant::now());
         }
     }
 
@@ -51,6 +58,7 @@ impl Progress {
     pub(crate) fn clear(&mut self) {
         if !self.shown.is_empty() {
             self.shown.clear();
+            self.at = None;
             let _ = write!(io::stderr().lock(), "\r\x1b[K");
         }
     }

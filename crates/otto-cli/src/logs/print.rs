@@ -44,7 +44,10 @@ impl Printer {
     }
 
     pub(super) fn print(&mut self, part: &ReadLogsResponse) -> io::Result<()> {
-        self.progress.clear();
+        let told = part.skipped_lines > 0 || !part.gaps.is_empty() || part.events.iter().any(worth_telling);
+        if told || (!part.lines.is_empty() && io::stdout().is_terminal()) {
+            self.progress.clear();
+        }
         for gap in part.gaps.iter().filter_map(|gap| Some((&gap.worker_id, gap.gap.as_ref()?))) {
             tell(format!("{}: {}", gap.0, summary::missing(gap.1)));
         }

@@ -77,7 +77,8 @@ async fn an_unknown_task_is_waited_for_but_not_for_ever() {
         state.streams = vec![vec![Step::Part(lines("w", 1..=1)), status(vec![complete("w", 1)])]].into();
     });
     let child = start(servers.command(&["logs", "-f", "late"]));
-    eventually("it asked", || servers.set(|state| state.token.is_none())).await;
+    let before = servers.set(|state| state.lists);
+    eventually("it asks again and again", || servers.set(|state| state.lists > before + 2)).await;
     servers.set(|state| state.workers = Some(vec![]));
     let said = end(child).await;
     assert_eq!((said.code, said.out.as_str()), (Some(0), "line 1\n"), "{said:?}");

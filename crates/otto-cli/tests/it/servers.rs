@@ -34,6 +34,8 @@ pub(crate) struct State {
     pub(crate) ups: Vec<ScaleRequest>,
     pub(crate) downs: Vec<ScaleRequest>,
     pub(crate) reads: Vec<ReadLogsRequest>,
+    /// How often the workers of a log were asked for.
+    pub(crate) lists: usize,
     pub(crate) deleted: Vec<String>,
     pub(crate) replayed: Vec<String>,
     pub(crate) pipelines: Vec<PipelineRequest>,
@@ -350,7 +352,10 @@ impl LogQueryService for Servers {
         request: Request<ListLogWorkersRequest>,
     ) -> Result<Response<ListLogWorkersResponse>, Status> {
         let id = self.heard(request).task_id;
-        let workers = self.set(|state| state.workers.clone());
+        let workers = self.set(|state| {
+            state.lists += 1;
+            state.workers.clone()
+        });
         let workers = workers.ok_or_else(|| Status::not_found(format!("there is no task {id:?}")))?;
         Ok(Response::new(ListLogWorkersResponse { workers, events: Vec::new() }))
     }
