@@ -60,8 +60,8 @@ async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<S
     child::prepare()?;
 
     let started_at_ms = now_ms();
-    let mark = run_dir.as_ref().map(|dir| dir.mark_started(started_at_ms)).transpose()?;
-    let launched = launch(command, &plan, traceparent.as_deref(), mark);
+    let mark = run_dir.as_ref().map(|dir| dir.mark_started(started_at_ms, &info.run_id)).transpose()?;
+    let launched = launch(command, &plan, &info.run_id, traceparent.as_deref(), mark);
 
     let feedback = Arc::new(Feedback::new(plan.max_line));
     let mut deliveries = Deliveries::default();
@@ -121,10 +121,15 @@ async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<S
 fn launch(
     command: &[OsString],
     plan: &Plan,
+    run_id: &str,
     traceparent: Option<&str>,
     mark: Option<Mark>,
 ) -> Result<Job, LaunchError> {
-    let mut set = vec![("OTTO_JOB_TASK_ID", &*plan.task_id), ("OTTO_JOB_WORKER_ID", &*plan.worker_id)];
+    let mut set = vec![
+        ("OTTO_JOB_TASK_ID", &*plan.task_id),
+        ("OTTO_JOB_WORKER_ID", &*plan.worker_id),
+        ("OTTO_JOB_RUN_ID", run_id),
+    ];
     set.extend(traceparent.map(|traceparent| ("TRACEPARENT", traceparent)));
     let environment = child::environment(std::env::vars_os(), &set);
     child::launch(command, environment, mark, plan.pipe_bytes)
@@ -176,7 +181,10 @@ async fn resume(dir: &RunDir, settings: &Run, plan: &Plan, server: Option<&Serve
         Some(ended) => ended,
         None => {
             let (started_at_ms, lost) = dir.started();
-            child::end_lost(lost.as_ref(), &plan.worker_id, &plan.task_id).await;
+            match &lost {
+                Some(lost) => child::end_lost(lost).await,
+                None => tracing::warn!("the start mark does not tell which processes are the job's"),
+            }
             let exit = Exit {
                 message: "the agent was killed, and with it the job; nobody knows how it ended".to_owned(),
                 started_at_ms,

@@ -119,13 +119,13 @@ impl RunDir {
     ///
     /// # Errors
     /// When it cannot be written; then nothing may be started.
-    pub(crate) fn mark_started(&self, started_at_ms: u64) -> anyhow::Result<Mark> {
+    pub(crate) fn mark_started(&self, started_at_ms: u64, run_id: &str) -> anyhow::Result<Mark> {
         let path = self.path.join("started");
         let session = getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
         let pid = getpid().as_raw_nonzero();
-        // The boot id is hexadecimal: nothing to escape.
+        // Both ids are hexadecimal: nothing to escape.
         let mut text = format!(
-            r#"{{"pid":{pid},"started_at_ms":{started_at_ms},"session":{session},"since_ticks":{},"boot_id":"{}","job_pid":"#,
+            r#"{{"pid":{pid},"started_at_ms":{started_at_ms},"session":{session},"since_ticks":{},"boot_id":"{}","run_id":"{run_id}","job_pid":"#,
             ticks(),
             boot_id()
         );
@@ -213,8 +213,8 @@ mod tests {
         let error = format!("{:#}", RunDir::claim(&path).err().unwrap());
         assert!(error.contains("--run-dir") && error.contains("another agent"), "{error}");
         assert_eq!(fs::read_to_string(path.join("lock")).unwrap(), std::process::id().to_string());
-        let mark = first.mark_started(7).unwrap();
-        assert!(first.mark_started(7).is_err());
+        let mark = first.mark_started(7, "r").unwrap();
+        assert!(first.mark_started(7, "r").is_err());
         drop((first, mark));
         assert!(matches!(RunDir::claim(&path).unwrap(), Claim::Started(_)));
     }
@@ -223,7 +223,7 @@ mod tests {
     fn a_start_mark_in_any_state_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let Claim::Fresh(run) = RunDir::claim(dir.path()).unwrap() else { panic!("started?") };
-        let mark = run.mark_started(7).unwrap();
+        let mark = run.mark_started(7, "r").unwrap();
         let (at, lost) = run.started();
         assert_eq!((at, lost.unwrap().job_pid), (7, 0));
         std::os::unix::fs::FileExt::write_all_at(&mark.file, b"      4711", mark.pid_at).unwrap();

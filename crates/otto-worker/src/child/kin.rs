@@ -69,24 +69,23 @@ pub(crate) struct Lost {
     pub(crate) since_ticks: u64,
     /// Of the machine's start.
     pub(crate) boot_id: String,
+    /// Random; every process of the job has it in its environment as `OTTO_JOB_RUN_ID`.
+    pub(crate) run_id: String,
 }
 
 /// Kills what still runs of a job whose agent was killed. Numbers may have been given to others meanwhile, so a process
 /// is only touched if it belongs to the group and the session of the job and is not older than the job, or carries the
-/// job's worker and task in its environment.
-pub(crate) async fn end_lost(lost: Option<&Lost>, worker_id: &str, task_id: &str) {
-    if lost.is_some_and(|lost| lost.boot_id != boot_id()) {
+/// run's random id in its environment. (Ids of tasks and workers are no proof: another scaler on this machine may have
+/// the same.)
+pub(crate) async fn end_lost(lost: &Lost) {
+    if lost.boot_id != boot_id() {
         return;
     }
-    let marks = [format!("OTTO_JOB_WORKER_ID={worker_id}"), format!("OTTO_JOB_TASK_ID={task_id}")];
     let until = Instant::now() + PATIENCE;
     loop {
         let mut living = false;
         for process in processes() {
-            let is_its = |process: &Process| {
-                lost.is_some_and(|lost| lost.has(process)) || (process.is_no_agent() && process.carries(&marks))
-            };
-            if !is_its(&process) {
+            if !lost.has(&process) {
                 continue;
             }
             let Some(pid) = process.pid() else { continue };
@@ -109,10 +108,9 @@ pub(crate) async fn end_lost(lost: Option<&Lost>, worker_id: &str, task_id: &str
 
 impl Lost {
     fn has(&self, process: &Process) -> bool {
-        self.job_pid > 0
-            && process.group == self.job_pid
-            && process.session == self.session
-            && process.start >= self.since_ticks
+        let in_group = || self.job_pid > 0 && process.group == self.job_pid && process.session == self.session;
+        let is_marked = || !self.run_id.is_empty() && process.carries(&format!("OTTO_JOB_RUN_ID={}", self.run_id));
+        process.start >= self.since_ticks && (in_group() || is_marked())
     }
 }
 
@@ -154,15 +152,9 @@ impl Process {
         Pid::from_raw(self.number)
     }
 
-    fn carries(&self, marks: &[String; 2]) -> bool {
+    fn carries(&self, mark: &str) -> bool {
         let Ok(environment) = fs::read(format!("/proc/{}/environ", self.number)) else { return false };
-        marks.iter().all(|mark| environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()))
-    }
-
-    /// The scaler may give an agent the environment of its job.
-    fn is_no_agent(&self) -> bool {
-        let exe = |of: &str| fs::read_link(format!("/proc/{of}/exe")).ok();
-        exe(&self.number.to_string()) != exe("self")
+        environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
     }
 }
 
@@ -213,16 +205,22 @@ mod tests {
     async fn only_the_jobs_own_processes_are_ended() {
         let mut job = std::process::Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
         let own = Process::read(job.id().cast_signed()).unwrap();
-        let right = Lost { job_pid: own.group, session: own.session, since_ticks: own.start, boot_id: boot_id() };
+        let right = Lost {
+            job_pid: own.group,
+            session: own.session,
+            since_ticks: own.start,
+            boot_id: boot_id(),
+            run_id: "no-such-run".into(),
+        };
         for wrong in [
             Lost { session: own.session + 1, ..right.clone() },
             Lost { since_ticks: own.start + 1, ..right.clone() },
             Lost { boot_id: "another".into(), ..right.clone() },
         ] {
-            end_lost(Some(&wrong), "no-such-worker", "no-such-task").await;
+            end_lost(&wrong).await;
             assert_eq!(job.try_wait().unwrap(), None, "{wrong:?}");
         }
-        end_lost(Some(&right), "no-such-worker", "no-such-task").await;
+        end_lost(&right).await;
         assert!(!job.wait().unwrap().success());
     }
 }

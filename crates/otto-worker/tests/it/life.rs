@@ -60,7 +60,7 @@ async fn the_jobs_environment() {
         .env("TRACEPARENT", trace)
         .env("KEPT", "1");
     let output = setup
-        .run_script("env | grep -E 'OTTO_|TRACEPARENT|KEPT|OTEL_|RUST_LOG' | sort; grep NoNewPrivs /proc/self/status")
+        .run_script("env | grep -E 'OTTO_|TRACEPARENT|KEPT|OTEL_|RUST_LOG' | grep -v OTTO_JOB_RUN_ID | sort; [ ${#OTTO_JOB_RUN_ID} = 36 ] || echo no run id; grep NoNewPrivs /proc/self/status")
         .await;
     let text = String::from_utf8(output.stdout).unwrap();
     let expected = format!(
