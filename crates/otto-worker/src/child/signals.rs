@@ -31,11 +31,11 @@ impl Signals {
     /// # Errors
     /// When a handler cannot be installed.
     pub(crate) fn listen() -> io::Result<Self> {
+        let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+        // What whoever started us ignores (nohup), the job shall ignore too: caught, it would be the default for the job.
+        let wanted = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (signal.as_raw() - 1)) == 0);
         let listen = |which: Signal| signal(SignalKind::from_raw(which.as_raw())).map(|listener| (which, listener));
-        Ok(Signals {
-            passed_on: PASSED_ON.into_iter().map(listen).collect::<io::Result<_>>()?,
-            child: signal(SignalKind::child())?,
-        })
+        Ok(Signals { passed_on: wanted.map(listen).collect::<io::Result<_>>()?, child: signal(SignalKind::child())? })
     }
 
     /// The next one: `Some` to pass on, `None` when a child has ended. May be cancelled.
@@ -57,5 +57,23 @@ impl Signals {
     /// Waits until we are told to end. May be cancelled.
     pub(crate) async fn told_to_end(&mut self) {
         while !matches!(self.next().await, Some(Signal::TERM | Signal::INT | Signal::QUIT | Signal::HUP)) {}
+    }
+}
+
+/// Bit n-1 is set if signal n is ignored, by the text of /proc/PID/status.
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_are_ignored() {
+        let hup_and_pipe = "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t1\n";
+        assert_eq!(ignored(hup_and_pipe), 1 << (Signal::HUP.as_raw() - 1) | 1 << (Signal::PIPE.as_raw() - 1));
+        assert_eq!(ignored(""), 0);
     }
 }

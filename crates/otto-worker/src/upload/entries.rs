@@ -50,6 +50,7 @@ impl Uploader {
                 with_metadata: config.include_metadata,
             },
             reader: Reader::at(self.spool.clone(), acked + 1)?,
+            block: None,
             pace: Pace::new(config.rate_limit, std::time::Instant::now()),
             waiting: VecDeque::new(),
             sent: VecDeque::new(),
@@ -136,22 +137,23 @@ impl Uploader {
         }
     }
 
-    /// Reads the next lines, if few are waiting.
+    /// Reads the next lines, if few are waiting. Never all lines of a block at once: as entries they take many times
+    /// their size.
     fn fill(&mut self, session: &mut Session) -> Result<(), Break> {
         while session.waiting.len() < session.most && !session.drained && !session.ended {
+            if let Some(block) = session.block.take() {
+                if session.take_lines(&block) {
+                    session.block = Some(block);
+                }
+                continue;
+            }
             match session.reader.next()? {
                 None => session.drained = true,
                 Some(Record::Block(block)) => {
                     let decoded = DecodedBlock::decode(&block)
                         .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string()))?;
                     session.lines.skip_to(block.first_sequence);
-                    let done = session.lines.last();
-                    for line in decoded.lines().filter(|line| line.sequence > done) {
-                        let entries = session.form.entries(&line);
-                        session.lines.add(entries.len());
-                        let line = line.sequence;
-                        session.waiting.extend(entries.into_iter().map(|entry| Outgoing { entry, line, tries: 0 }));
-                    }
+                    session.block = Some(decoded);
                 }
                 Some(Record::Gap(gap)) => session.lines.skip_to(gap.last_sequence.saturating_add(1)),
                 Some(Record::Finish(_)) => session.ended = true,
@@ -259,6 +261,8 @@ impl Lines {
 struct Session {
     form: Form,
     reader: Reader,
+    /// Of which not all lines are waiting yet.
+    block: Option<DecodedBlock>,
     pace: Pace,
     /// To be sent; those to be sent again at the front.
     waiting: VecDeque<Outgoing>,
@@ -279,6 +283,20 @@ struct Session {
 }
 
 impl Session {
+    /// Takes the next lines of a block; whether there were any.
+    fn take_lines(&mut self, block: &DecodedBlock) -> bool {
+        let done = self.lines.last();
+        let mut taken = false;
+        for line in block.lines().skip_while(|line| line.sequence <= done).take(self.most) {
+            let entries = self.form.entries(&line);
+            self.lines.add(entries.len());
+            let line = line.sequence;
+            self.waiting.extend(entries.into_iter().map(|entry| Outgoing { entry, line, tries: 0 }));
+            taken = true;
+        }
+        taken
+    }
+
     fn is_done(&self) -> bool {
         self.ended && self.waiting.is_empty() && self.sent.is_empty()
     }

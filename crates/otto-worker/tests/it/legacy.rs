@@ -2,7 +2,7 @@
 
 use otto_proto::v1::LoggingConfig;
 
-use crate::agent::{Setup, stderr};
+use crate::agent::{PATIENCE, Setup, stderr};
 use crate::legacy_server::{LegacyServer, State};
 
 fn numbers(count: usize) -> Vec<String> {
@@ -79,4 +79,23 @@ async fn after_a_break_it_registers_again_and_nothing_is_lost() {
     assert_eq!(messages, (1..=300).collect::<Vec<_>>());
     let state = server.state.lock().unwrap();
     assert!(state.registrations >= 4 && state.dropped_unregistered == 0);
+}
+
+#[tokio::test]
+async fn a_block_of_very_many_lines_is_no_burden() {
+    let server = LegacyServer::start(State::default()).await;
+    let setup = Setup::new(server.url()).flags(&["--tee", "false"]);
+    let agent = setup.start_script("seq 1000000 1060000");
+    let status = format!("/proc/{}/status", agent.pid.as_raw_nonzero());
+    let (mut most, start) = (0, std::time::Instant::now());
+    while server.state.lock().unwrap().entries.len() < 60_001 {
+        assert!(start.elapsed() < PATIENCE, "only {} entries", server.messages().len());
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
+        most = most.max(peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(agent.output().await.status.success());
+    assert!(server.messages() == (1_000_000..=1_060_000).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert!((1..60_000).contains(&most), "{most} KiB");
 }
