@@ -56,7 +56,7 @@ fn build_image(image: &str, tag: &str, binaries: &Path) -> anyhow::Result<()> {
     let source = workspace::root().join("docker").join(format!("{image}.Dockerfile"));
     let text = fs::read_to_string(&source).with_context(|| source.display().to_string())?;
     let last = text.rfind("\nFROM scratch").with_context(|| format!("{}: no final scratch stage", source.display()))?;
-    let stage = text[last + 1..].replace("COPY --from=build /out/", "COPY ");
+    let stage = text[last + 1..].replace("--from=build ", "").replace(" /out/", " ");
     let context = workspace::target().join("images").join(image);
     if context.exists() {
         fs::remove_dir_all(&context)?;
