@@ -145,14 +145,14 @@ impl Assembler {
         range
     }
 
-    /// Takes an entry that arrived at `now` (nanoseconds since the Unix epoch).
+    /// Whether the entry is one of this worker.
     ///
     /// # Errors
-    /// If it breaks the contract; the stream ends then, after what came before it was answered.
-    pub(crate) fn accept(&mut self, entry: LogEntry, now: i64) -> Result<(), End> {
+    /// As [`accept`](Self::accept).
+    pub(crate) fn check(&self, entry: &LogEntry) -> Result<bool, End> {
         let own = entry.worker_id == self.stream.worker_id && entry.task_id == self.stream.task_id;
         if !own {
-            check_ids(&entry)?;
+            check_ids(entry)?;
         }
         if entry.sequence.is_some() != self.stream.numbered {
             return Err(End::Invalid {
@@ -160,6 +160,20 @@ impl Assembler {
                 description: "set in some entries of the stream and not in others; set it in all or in none".to_owned(),
             });
         }
+        Ok(own)
+    }
+
+    /// The client was told to go back after it had sent up to before `end`.
+    pub(crate) fn pass_over(&mut self, end: u64) {
+        self.holes.told(end);
+    }
+
+    /// Takes an entry that arrived at `now` (nanoseconds since the Unix epoch).
+    ///
+    /// # Errors
+    /// If it breaks the contract; the stream ends then, after what came before it was answered.
+    pub(crate) fn accept(&mut self, entry: LogEntry, now: i64) -> Result<(), End> {
+        let own = self.check(&entry)?;
         if let Some(sequence) = entry.sequence {
             if sequence == 0 || sequence >= i64::MAX as u64 {
                 return Err(End::Invalid {

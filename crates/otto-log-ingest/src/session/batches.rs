@@ -214,6 +214,9 @@ impl Batches<'_> {
         let stream_bytes = self.context.limits.stream_in_flight_bytes.as_usize();
         let mut input = pin!(input);
         loop {
+            if let Some(outbox) = self.outbox {
+                outbox.set_busy(!self.writer.is_idle());
+            }
             if let Some(ended) = &self.ended
                 && self.writer.is_idle()
             {

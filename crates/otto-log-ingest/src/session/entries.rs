@@ -198,8 +198,19 @@ impl Intake<'_> {
     fn accept(&mut self, entry: LogEntry, now: i64) -> Result<(), End> {
         if let Some((until, refusal)) = self.refusing {
             if Instant::now() < until {
-                check_ids(&entry)?;
                 let next = self.assembler.next();
+                match entry.sequence {
+                    // What does not fit is told as always: once, not for every entry that follows.
+                    Some(sequence) if self.assembler.numbered() && sequence != next => {
+                        return self.assembler.accept(entry, now);
+                    }
+                    sequence => {
+                        self.assembler.check(&entry)?;
+                        if sequence.is_some() {
+                            self.assembler.pass_over(next + 1);
+                        }
+                    }
+                }
                 self.retry(next, next + 1, refusal);
                 return Ok(());
             }
@@ -254,6 +265,7 @@ impl Entries<'_> {
         let stream_bytes = self.context.limits.stream_in_flight_bytes.as_usize();
         loop {
             self.submit();
+            self.outbox.set_busy(!self.writer.is_idle() || !self.intake.assembler.is_empty());
             if let Some(ended) = &self.intake.ended
                 && self.intake.assembler.is_empty()
                 && self.writer.is_idle()

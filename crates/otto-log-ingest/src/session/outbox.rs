@@ -1,19 +1,31 @@
 //! What a session has to tell its client, until the response stream fetches it.
+//!
+//! Each time the stream is emptied becomes an HTTP/2 frame. A client that reads late collects them, and the h2 library
+//! ends a connection on which very many small ones wait. So while more acknowledgements are to come anyway, they are held
+//! back for some milliseconds; the last ones never are.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures::Stream;
 use otto_proto::v1::{RunFinished, RunOpened};
 use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::End;
 
 /// Answers that wait at most; those that merge count as one. A session stops reading at this.
 const CAPACITY: usize = 1024;
+
+/// Frames sent without delay while more is to come.
+const FREE_FRAMES: u32 = 64;
+/// Longest time that acknowledgements are held back.
+const LONGEST_HOLD: Duration = Duration::from_millis(20);
 
 /// Something to tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +78,8 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     room: Notify,
+    /// More acknowledgements will follow.
+    busy: AtomicBool,
 }
 
 impl Shared {
@@ -83,17 +97,22 @@ pub(crate) struct Replies<T> {
     shared: Arc<Shared>,
     current: Option<Answer>,
     over: bool,
+    /// Something was given since the stream was last empty.
+    in_frame: bool,
+    pace: Pace,
     _gone: DropGuard,
     _reply: std::marker::PhantomData<fn() -> T>,
 }
 
 /// Makes both sides; `gone` is cancelled when the response stream is no longer wanted.
 pub(crate) fn pair<T: Reply>(gone: CancellationToken) -> (Outbox, Replies<T>) {
-    let shared = Arc::new(Shared { state: Mutex::default(), room: Notify::new() });
+    let shared = Arc::new(Shared { state: Mutex::default(), room: Notify::new(), busy: AtomicBool::new(false) });
     let replies = Replies {
         shared: shared.clone(),
         current: None,
         over: false,
+        in_frame: false,
+        pace: Pace { frames: 0, began: Instant::now(), hold: None },
         _gone: gone.drop_guard(),
         _reply: std::marker::PhantomData,
     };
@@ -112,6 +131,20 @@ impl Outbox {
         }
         let reader = state.reader.take();
         drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Tells whether more acknowledgements will follow.
+    pub(crate) fn set_busy(&self, busy: bool) {
+        if self.0.busy.swap(busy, Ordering::Relaxed) && !busy {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        let reader = self.0.lock().reader.take();
         if let Some(reader) = reader {
             reader.wake();
         }
@@ -154,6 +187,36 @@ impl Drop for Outbox {
     }
 }
 
+/// When frames of nothing but acknowledgements begin.
+struct Pace {
+    /// Frames since the session was last idle.
+    frames: u32,
+    /// When the last one began.
+    began: Instant,
+    hold: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    /// Whether the next one is not begun yet; then `context` is woken when it is time.
+    fn holds(&mut self, busy: bool, context: &mut Context<'_>) -> bool {
+        let now = Instant::now();
+        if !busy {
+            self.frames = 0;
+        }
+        let due = self.began + LONGEST_HOLD.min(Duration::from_millis(1) * (self.frames / FREE_FRAMES));
+        if now < due {
+            let hold = self.hold.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+            hold.as_mut().reset(due);
+            if hold.as_mut().poll(context).is_pending() {
+                return true;
+            }
+        }
+        self.frames = self.frames.saturating_add(1);
+        self.began = now;
+        false
+    }
+}
+
 impl<T: Reply> Stream for Replies<T> {
     type Item = Result<T, End>;
 
@@ -165,6 +228,14 @@ impl<T: Reply> Stream for Replies<T> {
             }
             let mut state = this.shared.lock();
             let was_full = state.queue.len() >= CAPACITY;
+            let acks = matches!(state.queue.front(), Some(Answer::Ack { .. } | Answer::AckEach { .. }));
+            if !this.in_frame && acks && state.queue.len() == 1 && state.end.is_none() {
+                // Asked before anything is decided: the session says that it is idle, then wakes this.
+                state.reader = Some(context.waker().clone());
+                if this.pace.holds(this.shared.busy.load(Ordering::Relaxed), context) {
+                    return Poll::Pending;
+                }
+            }
             match state.queue.pop_front() {
                 Some(answer) => this.current = Some(answer),
                 None => match state.end.clone() {
@@ -175,6 +246,7 @@ impl<T: Reply> Stream for Replies<T> {
                     }
                     None => {
                         state.reader = Some(context.waker().clone());
+                        this.in_frame = false;
                         return Poll::Pending;
                     }
                 },
@@ -185,6 +257,7 @@ impl<T: Reply> Stream for Replies<T> {
             }
         }
         let Some(answer) = this.current.as_mut() else { return Poll::Ready(None) };
+        this.in_frame = true;
         let (reply, over) = T::take(answer);
         if over {
             this.current = None;
@@ -242,6 +315,33 @@ mod tests {
         assert!(replies.next().await.is_none());
         drop(replies);
         assert!(gone.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn acknowledgements_are_held_back_only_while_more_follow() {
+        let (outbox, mut replies) = pair::<Number>(CancellationToken::new());
+        outbox.set_busy(true);
+        let (mut frames, begun) = (0u64, Instant::now());
+        for sequence in 1..=10_000 {
+            outbox.push(Answer::Ack { sequence });
+            frames += u64::from(replies.next().now_or_never().is_some());
+            assert!(replies.next().now_or_never().is_none());
+            tokio::time::advance(Duration::from_micros(200)).await;
+        }
+        assert_eq!(begun.elapsed(), Duration::from_secs(2));
+        assert!((FREE_FRAMES.into()..1000).contains(&frames), "{frames}");
+        // The last one comes at once when nothing follows, and so does each one that is waited for.
+        outbox.push(Answer::Ack { sequence: 10_001 });
+        outbox.set_busy(false);
+        assert_eq!(replies.next().now_or_never().unwrap().unwrap().unwrap(), Number(10_001));
+        for sequence in 10_002..=11_000 {
+            assert!(replies.next().now_or_never().is_none());
+            outbox.set_busy(true);
+            outbox.push(Answer::Ack { sequence });
+            outbox.set_busy(false);
+            assert_eq!(replies.next().now_or_never().unwrap().unwrap().unwrap(), Number(sequence));
+        }
+        assert_eq!(begun.elapsed(), Duration::from_secs(2));
     }
 
     #[tokio::test]

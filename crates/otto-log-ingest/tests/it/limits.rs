@@ -167,8 +167,7 @@ async fn a_full_disk_is_told_and_survived() {
         return;
     };
     let flags = ["--disk-full-delay", "100ms"];
-    let ingest = otto_testkit::LogIngest::start(dir.path(), &flags).await.unwrap();
-    let server = Server { ingest, dir };
+    let server = Server::within(dir, &flags).await;
     let (mut stream, _) = server.open("w", "run").await;
     server.register("e", "").await;
     server.register("n", "").await;

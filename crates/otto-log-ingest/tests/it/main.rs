@@ -10,6 +10,7 @@ mod http_raw;
 mod http_stream;
 mod http_support;
 mod limits;
+mod pressure;
 mod process;
 mod query;
 mod support;

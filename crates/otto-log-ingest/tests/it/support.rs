@@ -24,6 +24,7 @@ pub(crate) mod wire {
 pub(crate) struct Server {
     pub(crate) ingest: LogIngest,
     pub(crate) dir: TempDir,
+    clients: Clients,
 }
 
 impl Server {
@@ -32,13 +33,33 @@ impl Server {
     }
 
     pub(crate) async fn with(flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ingest = LogIngest::start(dir.path(), flags).await.unwrap();
-        Self { ingest, dir }
+        Self::within(tempfile::tempdir().unwrap(), flags).await
     }
 
+    /// Its data is in `dir`/log-data.
+    pub(crate) async fn within(dir: TempDir, flags: &[&str]) -> Self {
+        let ingest = LogIngest::start(dir.path(), flags).await.unwrap();
+        let clients = Clients { url: ingest.grpc_url() };
+        Self { ingest, dir, clients }
+    }
+}
+
+impl std::ops::Deref for Server {
+    type Target = Clients;
+
+    fn deref(&self) -> &Clients {
+        &self.clients
+    }
+}
+
+/// Clients of a server.
+pub(crate) struct Clients {
+    pub(crate) url: String,
+}
+
+impl Clients {
     pub(crate) async fn channel(&self) -> Channel {
-        self.ingest.channel().await.unwrap()
+        Channel::from_shared(self.url.clone()).unwrap().connect().await.unwrap()
     }
 
     pub(crate) async fn logs(&self) -> LogStreamingServiceClient<Channel> {
@@ -53,8 +74,18 @@ impl Server {
         WorkerEventServiceClient::new(self.channel().await)
     }
 
+    /// Registers, again where the server cannot now.
     pub(crate) async fn register(&self, worker: &str, run: &str) -> RegistrationResponse {
-        self.logs().await.register_worker(registration(worker, run)).await.unwrap().into_inner()
+        eventually("the registration", async || {
+            match self.logs().await.register_worker(registration(worker, run)).await {
+                Ok(answer) => Some(answer.into_inner()),
+                Err(status) => {
+                    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                    None
+                }
+            }
+        })
+        .await
     }
 
     /// Registers, opens a stream of batches and reads its first answer.
