@@ -151,7 +151,6 @@ impl Uploader {
                 match session.window.retry(retry.sequence)? {
                     Rewind::Gone => return Err(Break::Lost),
                     Rewind::To(sequence) => {
-                        self.acknowledged(session.window.acked());
                         session.rewind(Reader::at(self.spool.clone(), sequence)?, Instant::now() + delay);
                     }
                 }

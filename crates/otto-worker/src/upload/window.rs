@@ -124,7 +124,8 @@ impl Window {
         self.acknowledged(self.acked)
     }
 
-    /// The server wants everything from `sequence` again.
+    /// The server wants everything from `sequence` again. That acknowledges nothing: what is before may only be queued
+    /// there, and be lost with it.
     ///
     /// # Errors
     /// When it was never sent.
@@ -134,14 +135,18 @@ impl Window {
         if sequence <= self.acked {
             return Ok(Rewind::Gone);
         }
-        // What is before has been stored, or it would be asked for.
-        self.acknowledged(sequence - 1)?;
-        self.in_flight.clear();
-        // They are sent again with the rest, and refused again.
-        self.dropped.clear();
-        self.bytes = 0;
-        self.next = self.acked + 1;
-        Ok(Rewind::To(self.next))
+        // What is before is with the server, but perhaps not on its disk yet: it stays on its way until it is
+        // acknowledged.
+        while self.in_flight.back().is_some_and(|sent| sent.end > sequence) {
+            self.bytes -= self.in_flight.pop_back().map_or(0, |sent| sent.bytes);
+        }
+        // Refused ones behind are sent again with the rest, and refused again.
+        self.dropped.retain_mut(|(first, last)| {
+            *last = (*last).min(sequence - 1);
+            first <= last
+        });
+        self.next = sequence;
+        Ok(Rewind::To(sequence))
     }
 
     fn check(&self, sequence: u64) -> Result<(), NeverSent> {
@@ -197,8 +202,9 @@ mod tests {
                     }
                     Step::Retry(share) => match window.retry(at(share)).unwrap() {
                         Rewind::To(sequence) => {
-                            prop_assert!(sequence > acked && sequence <= next);
-                            prop_assert!(window.is_idle());
+                            prop_assert!(sequence == at(share) && sequence > acked && sequence <= next);
+                            prop_assert_eq!((window.acked(), window.next()), (acked, sequence));
+                            prop_assert!(window.in_flight.iter().all(|sent| sent.end <= sequence));
                         }
                         Rewind::Gone => prop_assert!(at(share) <= acked),
                     },
@@ -237,7 +243,26 @@ mod tests {
         let mut window = Window::new(5, 1000, 0);
         window.sent(8, 10);
         assert_eq!(window.retry(8), Ok(Rewind::To(8)));
-        assert_eq!(window.acked(), 7);
+        assert_eq!((window.acked(), window.next(), window.bytes, window.is_idle()), (5, 8, 10, false));
         assert_eq!(window.retry(3), Ok(Rewind::Gone));
+    }
+
+    #[test]
+    fn what_is_before_a_retry_stays_on_its_way_until_it_is_acknowledged() {
+        let mut window = Window::new(0, 1000, 0);
+        for end in [11, 21, 31] {
+            window.sent(end, 10);
+        }
+        window.dropped(15, 30).unwrap();
+        assert_eq!(window.retry(21), Ok(Rewind::To(21)));
+        assert_eq!((window.acked(), window.next(), window.bytes), (0, 21, 20));
+        // It may want them again after all.
+        assert_eq!(window.retry(16), Ok(Rewind::To(16)));
+        assert_eq!((window.acked(), window.next(), window.bytes), (0, 16, 10));
+        window.sent(31, 30);
+        window.acknowledged(14).unwrap();
+        assert_eq!((window.acked(), window.bytes), (15, 30));
+        window.acknowledged(30).unwrap();
+        assert!(window.is_idle() && window.bytes == 0);
     }
 }

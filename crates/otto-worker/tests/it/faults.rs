@@ -96,6 +96,18 @@ async fn retries_are_obeyed() {
 }
 
 #[tokio::test]
+async fn a_retry_is_no_acknowledgement() {
+    let server = Server::start_with(Faults { forget_at_block: Some(3), ..Faults::default() }).await;
+    let setup = Setup::new(&server.url()).flags(&["--tee", "false", "--batch-lines", "500"]);
+    let output = setup.run_script("seq 50000").await;
+    assert!(output.status.success());
+    assert!(!stderr(&output).contains("missing"), "{}", stderr(&output));
+    let run = server.complete().await;
+    assert!(run.messages() == numbers(50_000), "{} lines", run.lines.len());
+    assert!(run.gaps.is_empty(), "{:?}", run.gaps);
+}
+
+#[tokio::test]
 async fn what_is_refused_is_a_gap_and_the_rest_goes_on() {
     let faults = Faults { drop_from: Some(2), drops: 1, ..Faults::default() };
     let server = Server::start_with(faults).await;

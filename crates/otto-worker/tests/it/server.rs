@@ -70,6 +70,8 @@ pub(crate) struct Faults {
     /// So many blocks are answered RETRY, with this delay.
     pub(crate) retries: u32,
     pub(crate) retry_delay_ms: u32,
+    /// Blocks are taken without an acknowledgement; at this one RETRY is answered, and what was taken is lost.
+    pub(crate) forget_at_block: Option<u32>,
     /// Blocks that begin there or later are refused, so many.
     pub(crate) drop_from: Option<u64>,
     pub(crate) drops: u32,
@@ -353,6 +355,13 @@ fn handle(state: &mut State, key: &Key, ask: Ask) -> Option<Answer> {
                 run.expected = block.end_sequence();
                 return Some(Answer::Drop(RunDrop { first_sequence, last_sequence, message: "test".to_owned() }));
             }
+            if state.faults.forget_at_block == Some(state.blocks) {
+                state.faults.forget_at_block = None;
+                let expected = run.expected;
+                run.lines.clear();
+                run.expected = 1;
+                return retry(expected, 0);
+            }
             for line in DecodedBlock::decode(&block).expect("a block that can be read").lines() {
                 run.lines.push(Line {
                     sequence: line.sequence,
@@ -363,6 +372,9 @@ fn handle(state: &mut State, key: &Key, ask: Ask) -> Option<Answer> {
                 });
             }
             run.expected = block.end_sequence();
+            if state.faults.forget_at_block.is_some() {
+                return None;
+            }
             Some(Answer::Ack(RunAck { sequence: run.expected - 1 }))
         }
         Ask::Gap(gap) => {
