@@ -44,6 +44,7 @@ enum State {
     Gap(Box<(Cursor, LogGap)>),
     /// Had lines to show, which were put away for lack of memory.
     Parked,
+    /// Nothing more is shown of it by this reading.
     Done,
 }
 
@@ -63,7 +64,18 @@ struct Source {
     ahead: usize,
     /// The block that is being read shall be shown as a whole.
     whole: bool,
+    /// There will never be more of it: its Finish was met, or it is no more. Not so where a reading of what is stored now
+    /// has met the end of that.
+    finished: bool,
     state: State,
+}
+
+impl Source {
+    /// All up to `end` was shown. A later reading goes on there.
+    fn reach_end(&mut self) {
+        self.next = self.next.max(self.end);
+        self.state = State::Done;
+    }
 }
 
 enum Outcome {
@@ -147,6 +159,7 @@ impl Merge {
             time: i64::MIN,
             ahead: usize::try_from(run.bytes.min(READ_AHEAD)).unwrap_or(usize::MAX),
             whole: false,
+            finished: matches!(start, Start::Done),
             state: if matches!(start, Start::Done) { State::Done } else { State::Away },
         });
         if !matches!(start, Start::Done) {
@@ -171,7 +184,7 @@ impl Merge {
         let position = |source: &Source| Position {
             run: source.run,
             check: source.check,
-            next: if matches!(source.state, State::Done) { 0 } else { source.next },
+            next: if source.finished { 0 } else { source.next },
         };
         self.sources.iter().map(position).collect()
     }
@@ -309,6 +322,7 @@ impl Merge {
                 self.load(index, cursor);
                 return Ok(());
             }
+            // The store was closed.
             Outcome::Woken(false) => {
                 self.sources[index].state = State::Done;
                 return Ok(());
@@ -321,9 +335,12 @@ impl Merge {
         let source = &mut self.sources[index];
         match loaded {
             // It was deleted or has expired meanwhile: there is nothing more of it.
-            Err(ReadError::UnknownRun) | Ok(Loaded::Finish) => source.state = State::Done,
+            Err(ReadError::UnknownRun) | Ok(Loaded::Finish) => {
+                source.finished = true;
+                source.state = State::Done;
+            }
             Err(error) => return Err(error),
-            Ok(Loaded::Nothing) if !self.follow => source.state = State::Done,
+            Ok(Loaded::Nothing) if !self.follow => source.reach_end(),
             Ok(Loaded::Nothing) => {
                 self.work.push(
                     async move {
@@ -336,7 +353,7 @@ impl Merge {
             Ok(Loaded::Gap(gap)) => {
                 let open = gap.last_sequence == 0;
                 if gap.first_sequence > source.end || (gap.first_sequence == source.end && !open) {
-                    source.state = State::Done;
+                    source.reach_end();
                 } else {
                     source.state = State::Gap(Box::new((cursor, gap)));
                     self.ready.push(Reverse((source.time, index)));
@@ -344,7 +361,7 @@ impl Merge {
             }
             Ok(Loaded::Lines(from, head)) => {
                 if from >= source.end {
-                    source.state = State::Done;
+                    source.reach_end();
                     return Ok(());
                 }
                 source.next = source.next.max(from);

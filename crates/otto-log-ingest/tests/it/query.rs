@@ -336,3 +336,50 @@ async fn events_are_checked() {
     // Nothing of a refused request was stored.
     assert_eq!(send(vec![good]).await.unwrap().stored, 1);
 }
+
+#[tokio::test]
+async fn a_reading_of_a_run_that_goes_on_is_gone_on_with() {
+    let server = Server::start().await;
+    // Its first lines, one run without any line, and one that has ended.
+    let mut stream = fill(&server, "w", "run", 10).await;
+    let (mut empty, _) = server.open("empty", "run").await;
+    let mut ended = fill(&server, "ended", "run", 3).await;
+    finish(&mut ended, 3).await;
+    let mut read = server.read(task()).await;
+    assert_eq!(read.lines.len(), 13);
+    let on = async |request: ReadLogsRequest, token: &str| {
+        server.read(ReadLogsRequest { resume_token: token.to_owned(), ..request }).await
+    };
+    for last in [25, 130] {
+        // Nothing new, however often it is asked.
+        read = on(task(), &read.token).await;
+        assert_eq!(read.sequences(), [0u64; 0]);
+        let next = last - 14;
+        stream.send(Request::Block(numbered_block(next, last))).await;
+        stream.acknowledged(last).await;
+        read = on(task(), &read.token).await;
+        assert_eq!(read.sequences(), (next..=last).collect::<Vec<_>>());
+        if last == 25 {
+            stream.send(Request::Block(numbered_block(26, 115))).await;
+            stream.acknowledged(115).await;
+            read = on(task(), &read.token).await;
+            assert_eq!(read.sequences(), (26..=115).collect::<Vec<_>>());
+        }
+    }
+    empty.send(Request::Block(numbered_block(1, 2))).await;
+    empty.acknowledged(2).await;
+    read = on(task(), &read.token).await;
+    assert_eq!(read.sequences(), [1, 2]);
+    finish(&mut stream, 130).await;
+    finish(&mut empty, 2).await;
+    // A follower goes on there as well, and a filter changes nothing.
+    let filtered = ReadLogsRequest { contains: "line 5".to_owned(), ..of("other") };
+    let mut other = fill(&server, "other", "run", 4).await;
+    let first = server.read(filtered.clone()).await;
+    assert_eq!(first.sequences(), [0u64; 0]);
+    other.send(Request::Block(numbered_block(5, 6))).await;
+    other.acknowledged(6).await;
+    finish(&mut other, 6).await;
+    let resumed = tail(&server, ReadLogsRequest { resume_token: first.token, ..filtered }).await;
+    assert_eq!(Read::all(resumed).await.sequences(), [5]);
+}
