@@ -15,6 +15,7 @@ pub(crate) mod end;
 pub(crate) mod entries;
 pub(crate) mod entry;
 pub(crate) mod numbering;
+mod opening;
 pub(crate) mod outbox;
 pub(crate) mod registration;
 pub(crate) mod writer;
