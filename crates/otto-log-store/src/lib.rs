@@ -28,6 +28,10 @@
 //! apart; its sender then finds that it has to send again, or that the server lost it): there the file is cut off.
 //! A store that was closed in order ends with a record that proves even the last commit.
 //!
+//! **What a failed fdatasync leaves.** The store refuses everything until it is opened again. Opening does not believe
+//! the page cache, which may hold what never reached the disk: it writes the last commit once more and syncs it before
+//! its records count as stored, and fails if the disk does.
+//!
 //! **Deliberately absent:** replication; removal of single runs' bytes before their segment goes; any timer on the way
 //! of a line.
 

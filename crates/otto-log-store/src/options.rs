@@ -55,7 +55,7 @@ pub struct Options {
     pub faults: Arc<dyn Faults>,
 }
 
-/// For tests: called before the disk is asked, in the writer's thread.
+/// For tests: called before the disk is asked, in the writer's thread and while opening.
 #[doc(hidden)]
 pub trait Faults: Send + Sync + 'static {
     /// An error is what the write then fails with.

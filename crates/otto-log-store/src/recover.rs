@@ -5,6 +5,11 @@
 //! newest file, damage followed by a record of a later group commit is damage to acknowledged data, since a commit is
 //! written only after the one before it was synced; it is kept, and shown as a gap. Damage in the last commit is a
 //! write that was never acknowledged, and is cut off.
+//!
+//! A whole last commit may be one whose fdatasync failed: the kernel may then keep its pages in the page cache, marked
+//! clean, though they never reached the disk. Reading them proves nothing, and neither does a sync, which finds nothing
+//! to write. So the last commit is written once more, the same bytes to the same place, and synced, before anything of
+//! it counts as stored. If that fails, so does the opening.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
@@ -18,10 +23,10 @@ use crate::directory::{Directory, failed};
 use crate::error::OpenError;
 use crate::index::{Index, IndexError, Meta, SegmentRow};
 use crate::layer::Layer;
-use crate::options::Options;
-use crate::record::{FILE_HEADER, FileHeader, Header, Kind, Place};
+use crate::options::{Faults, Options};
+use crate::record::{FILE_HEADER, FileHeader, HEADER, Header, Kind, Place};
 use crate::scan::{Found, Shape, shape, walk};
-use crate::segment::{ActiveFile, file_name, parse_file_name, sync_directory};
+use crate::segment::{ActiveFile, file_name, is_no_space, parse_file_name, sync_directory};
 use crate::stage::Stage;
 
 /// More segments than this that are not in the index are put there while opening, not behind it.
@@ -155,6 +160,18 @@ impl Recovery<'_> {
         Ok(())
     }
 
+    /// Brings the last commit to the disk, whatever became of it before, and everything before it.
+    fn prove(&self, file: &File, place: Place, from: u64, to: u64) -> std::io::Result<()> {
+        let faults = &*self.options.faults;
+        let mut written = write_again(file, place, from, to, faults);
+        if written.as_ref().is_err_and(is_no_space) {
+            // Where a file's blocks are not written in place, this takes space.
+            self.directory.give_reserve();
+            written = write_again(file, place, from, to, faults);
+        }
+        written.and_then(|()| faults.before_sync()).and_then(|()| file.sync_all())
+    }
+
     /// Reads a segment into the active layer.
     fn replay(&mut self, id: u64, generation: u32, last: bool) -> Result<(Shape, File), OpenError> {
         let place = self.place(id, generation);
@@ -176,7 +193,9 @@ impl Recovery<'_> {
         let mut seen = Shape { end: FILE_HEADER as u64, ..Shape::default() };
         if last && !merged {
             seen = shape(&file, place).map_err(io("read"))?;
-            if !seen.sealed {
+            if seen.sealed {
+                self.prove(&file, place, seen.last_commit, seen.end).map_err(io("write again the last records of"))?;
+            } else {
                 until = seen.cut();
                 let torn = written_after(&file, until).map_err(io("read"))?;
                 if torn > 0 {
@@ -187,7 +206,8 @@ impl Recovery<'_> {
                         "a write that was never acknowledged is cut off"
                     );
                 }
-                cut(&mut file, until).map_err(io("cut off the end of"))?;
+                file.set_len(until.max(FILE_HEADER as u64)).map_err(io("cut off the end of"))?;
+                self.prove(&file, place, seen.last_commit, until).map_err(io("write again the last records of"))?;
             }
         }
         let now = self.options.clock.now_unix_nanos();
@@ -267,10 +287,29 @@ fn written_after(file: &File, from: u64) -> std::io::Result<u64> {
     }
 }
 
-/// Makes the file end here, durably, with everything before it.
-fn cut(file: &mut File, end: u64) -> std::io::Result<()> {
-    file.set_len(end.max(FILE_HEADER as u64))?;
-    file.sync_all()
+/// Writes the records from `from` to `to` once more where they are. They are whole, or it fails: what was read before
+/// may have left the page cache meanwhile, and what the disk has instead is something else.
+fn write_again(file: &File, place: Place, from: u64, to: u64, faults: &dyn Faults) -> std::io::Result<()> {
+    let changed = || std::io::Error::other("it reads otherwise than a moment ago");
+    let mut bytes = Vec::new();
+    let mut offset = from;
+    while offset < to {
+        bytes.resize(HEADER, 0);
+        file.read_exact_at(&mut bytes, offset)?;
+        let header = Header::decode(&bytes, place, offset).ok_or_else(changed)?;
+        if offset + header.size() > to {
+            return Err(changed());
+        }
+        bytes.resize(header.size() as usize, 0);
+        file.read_exact_at(&mut bytes[HEADER..], offset + HEADER as u64)?;
+        if !header.matches(&bytes[HEADER..HEADER + header.body_len as usize]) {
+            return Err(changed());
+        }
+        faults.before_write(header.size())?;
+        file.write_all_at(&bytes, offset)?;
+        offset += header.size();
+    }
+    Ok(())
 }
 
 /// Segments with the generations that are there. Half-made files are removed.
