@@ -9,13 +9,14 @@ pub struct LogEntry {
     /// The task the worker belongs to. Required.
     #[prost(string, tag = "2")]
     pub task_id: ::prost::alloc::string::String,
-    /// When the line was printed, RFC 3339. Empty: when the server received it.
+    /// When the line was printed, RFC 3339. Empty: when the server received it. Not readable: the same, and the text stays
+    /// with the line as metadata `otto.invalid_timestamp`.
     #[prost(string, tag = "3")]
     pub timestamp: ::prost::alloc::string::String,
     /// "trace", "debug", "info", "warn", "error", "fatal" in any case. Empty or unknown: no level.
     #[prost(string, tag = "4")]
     pub level: ::prost::alloc::string::String,
-    /// "stdout" or "stderr". Empty: stdout.
+    /// "stdout" or "stderr", in any case. Empty: stdout. Another: no known source.
     #[prost(string, tag = "5")]
     pub source: ::prost::alloc::string::String,
     /// The line without its newline. Empty is a valid line.
