@@ -1,7 +1,8 @@
 //! The stream of events that could not be applied: `otto:scale:events:dead`.
 //!
 //! A dead letter has `entry_id`, `reason`, `dead_at` (RFC 3339) and the original fields, each as `field.NAME`, so that no
-//! name collides. It is written once per entry, before the entry is acknowledged.
+//! name collides. It is written once per entry, before the entry is acknowledged. One of an event that was deleted has
+//! no fields.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -48,12 +49,17 @@ impl RedisDeadLetters {
 
     /// Writes the dead letter of an entry, if it is not written yet. True: it was not.
     pub(crate) async fn bury(&self, entry: &Entry, reason: &str) -> Result<bool, StoreError> {
+        self.bury_as(&entry.id.to_string(), entry, reason).await
+    }
+
+    /// Writes the dead letter of something with the given name, if there is none of that name yet. True: there was not.
+    pub(crate) async fn bury_as(&self, name: &str, entry: &Entry, reason: &str) -> Result<bool, StoreError> {
         let now = jiff::Timestamp::now();
         let mut call = BURY.prepare_invoke();
         call.key(&self.keys.dead)
             .key(self.keys.dead_ids())
             .arg(self.max)
-            .arg(entry.id.to_string())
+            .arg(name)
             .arg(now.as_millisecond())
             .arg("entry_id")
             .arg(entry.id.to_string())
@@ -111,6 +117,10 @@ impl RedisDeadLetters {
         }
         let entry_id = own(&letter, "entry_id").unwrap_or_default();
         let mut fields = original(&letter);
+        if fields.is_empty() {
+            let reason = format!("dead letter {id} only tells of a loss: what the event said is not known");
+            return Err(StoreError::Corrupt { task_id: entry_id, reason });
+        }
         if !names_task(&fields) {
             fields.push((b"task_id".to_vec(), entry_id.clone().into_bytes()));
         }

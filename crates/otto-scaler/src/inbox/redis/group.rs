@@ -47,6 +47,8 @@ pub(super) struct Unread {
     pub(super) id: EntryId,
     /// They came after this one.
     pub(super) after: String,
+    /// Names this loss among all.
+    pub(super) name: String,
 }
 
 impl Group {
@@ -148,7 +150,7 @@ impl Group {
         command.query_async(&mut self.link.clone()).await
     }
 
-    /// Entries that were deleted before they were read, told once.
+    /// Entries that were deleted before they were read, until they are told.
     pub(super) async fn unread(&self) -> RedisResult<Option<Unread>> {
         let answer: redis::Value = UNREAD
             .key(&self.keys.stream)
@@ -156,9 +158,16 @@ impl Group {
             .arg(&self.keys.group)
             .invoke_async(&mut self.link.clone())
             .await?;
-        let parsed: Result<(u64, String, String), _> = redis::from_redis_value(answer);
-        let Ok((count, id, after)) = parsed else { return Ok(None) };
-        Ok(id.parse().ok().map(|id| Unread { count, id, after }))
+        let parsed: Result<(u64, String, String, String), _> = redis::from_redis_value(answer);
+        let Ok((count, id, after, name)) = parsed else { return Ok(None) };
+        Ok(id.parse().ok().map(|id| Unread { count, id, after, name }))
+    }
+
+    /// They are told.
+    pub(super) async fn told_unread(&self, unread: &Unread) -> RedisResult<()> {
+        let mut command = redis::cmd("HSET");
+        command.arg(self.keys.lost_unread()).arg("told").arg(&unread.name);
+        command.query_async(&mut self.link.clone()).await
     }
 
     /// Trims what is settled in every group and older than `keep`. Returns how many, and the group which holds most back.

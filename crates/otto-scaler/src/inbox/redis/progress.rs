@@ -68,9 +68,13 @@ impl Progress {
         self.state().delivered.get(&entry) == Some(&false)
     }
 
-    /// Where the marker may go when `entry` is applied: to it, if nothing before it is open.
+    /// Where the marker may go when `entry` is applied: to it, if it is under way here and nothing before it is open.
     pub(crate) fn marker_with(&self, entry: EntryId) -> Option<EntryId> {
         let mut state = self.state();
+        if !state.delivered.contains_key(&entry) {
+            // A late write of a session that has ended: what is open before it is not known here.
+            return None;
+        }
         let lowest = state.delivered.iter().find(|(_, settled)| !**settled).map(|(id, _)| *id);
         if lowest.is_some_and(|lowest| lowest < entry) {
             return None;
@@ -109,6 +113,7 @@ mod tests {
             progress.deliver(id(n));
         }
         assert_eq!(progress.marker_with(id(3)), None);
+        assert_eq!(progress.marker_with(id(1)), None);
         assert_eq!(progress.marker_with(id(2)), Some(id(2)));
         progress.settle(id(3));
         assert_eq!((progress.floor(), progress.overdue()), (Some(id(1)), None));
@@ -117,6 +122,7 @@ mod tests {
         assert_eq!(progress.marker_with(id(4)), Some(id(4)));
         progress.settle(id(4));
         assert_eq!(progress.overdue(), None);
+        assert_eq!(progress.marker_with(id(5)), None);
         assert!(!progress.is_under_way(id(4)));
     }
 

@@ -39,6 +39,8 @@ const UNDER_WAY: usize = 256;
 const SETTLE: Duration = Duration::from_secs(10);
 /// A session that lasted so long did well.
 const STEADY: Duration = Duration::from_secs(5);
+/// The reason in the dead letter of an entry that was deleted while it was pending.
+const DELETED: &str = "deleted from the stream before it was applied";
 /// A group that holds back this many entries from being trimmed is named in the log.
 const HELD_BACK: u64 = 100_000;
 
@@ -218,25 +220,33 @@ impl Inbox {
             if lost.is_empty() {
                 return Ok(());
             }
+            // What is said may be lost with this process, what is written is not.
+            for entry in &lost {
+                self.dead_letters.bury(&Entry { id: *entry, fields: Vec::new() }, DELETED).await?;
+            }
+            self.group.forget_lost(&lost).await?;
             for entry in &lost {
                 tracing::error!(stream = self.group.keys.stream, %entry, "an event was deleted before it was applied");
                 self.metrics.event("lost");
                 self.target.lost(*entry);
             }
-            self.group.forget_lost(&lost).await?;
         }
     }
 
     /// Reports entries that were deleted before they were read.
     async fn tell_unread(&self) -> Result<(), Failed> {
         if let Some(unread) = self.group.unread().await? {
+            let (count, after) = (unread.count, &unread.after);
+            let reason = format!("deleted from the stream before it was read: at least {count} events after {after}");
+            // Not under the entry's id: that entry may be there, and fail by itself.
+            let entry = Entry { id: unread.id, fields: Vec::new() };
+            self.dead_letters.bury_as(&format!("unread {}", unread.name), &entry, &reason).await?;
+            self.group.told_unread(&unread).await?;
             tracing::error!(
                 stream = self.group.keys.stream,
                 after = unread.after,
                 count = unread.count,
-                "events were deleted before they were read (at least {} after {})",
-                unread.count,
-                unread.after
+                "events were deleted before they were read (at least {count} after {after})"
             );
             self.metrics.events.get_or_create(&ResultLabel { result: "lost" }).inc_by(unread.count);
             self.target.lost(unread.id);
@@ -306,6 +316,7 @@ impl<'a> Pump<'a> {
             tracing::debug!(entry = %entry.id, task_id = event.task_id, "was applied before");
             return self.settled((entry.id, Ok(()))).await;
         }
+        let task_id = event.task_id.clone();
         let answer = match inbox.target.submit(event).await {
             Ok(answer) => answer,
             Err(ApplyError::Stopping) => return Err(Failed::Stopping),
@@ -313,7 +324,7 @@ impl<'a> Pump<'a> {
                 return Err(Failed::Unavailable { entry: entry.id, message });
             }
         };
-        self.under_way.push(Box::pin(async move { (entry.id, inbox.conclude(&entry, answer).await) }));
+        self.under_way.push(Box::pin(async move { (entry.id, inbox.conclude(&entry, &task_id, answer).await) }));
         Ok(())
     }
 
@@ -348,10 +359,14 @@ impl Inbox {
     async fn conclude(
         &self,
         entry: &Entry,
+        task_id: &str,
         answer: oneshot::Receiver<Result<Applied, ApplyError>>,
     ) -> Result<(), Failed> {
         match answer.await {
             Ok(Ok(Applied::Changed(_) | Applied::AlreadyProcessed(_))) => Ok(()),
+            // After a group was lost, entries come again from the marker on, which may lag behind: those that were applied
+            // look as if they came too late.
+            Ok(Ok(Applied::Dead(_))) if self.group.applied_before(task_id, entry.id).await? => Ok(()),
             Ok(Ok(Applied::Dead(reason))) => self.bury(entry, &reason.to_string()).await,
             Ok(Err(ApplyError::Unavailable { message, .. })) => Err(Failed::Unavailable { entry: entry.id, message }),
             Ok(Err(ApplyError::Stopping)) | Err(_) => Err(Failed::Stopping),

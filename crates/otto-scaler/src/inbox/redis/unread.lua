@@ -1,8 +1,9 @@
--- Tells how many entries were deleted or trimmed before the group read them, once for the same loss.
+-- Tells how many entries were deleted or trimmed before the group read them, until that loss is noted as told.
 --
 -- KEYS: event stream, what was told
 -- ARGV: group
--- Answers {how many (at least), an id that names the loss, the id after which the group reads} or {0}.
+-- Answers {how many (at least), an id that names the loss, the id after which the group reads, what to note as told} or
+-- {0}.
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0} end
 local stream = redis.call('XINFO', 'STREAM', KEYS[1])
 local group
@@ -28,5 +29,4 @@ end
 if count <= 0 then return {0} end
 local told = delivered .. ' ' .. count .. ' ' .. id
 if redis.call('HGET', KEYS[2], 'told') == told then return {0} end
-redis.call('HSET', KEYS[2], 'told', told)
-return {count, id, delivered}
+return {count, id, delivered, told}

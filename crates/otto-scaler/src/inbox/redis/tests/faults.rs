@@ -37,6 +37,48 @@ async fn entries_deleted_while_pending_are_reported_lost_once() {
     let mut reader = world.start();
     reader.serving().await;
     assert_eq!(world.fake.lost(), [second]);
+    assert_eq!(world.dead().await, [(second, "deleted from the stream before it was applied".to_owned())]);
+    let letter = world.redis.dead_letters().list(1, None).await.unwrap().remove(0);
+    let error = world.redis.dead_letters().replay(&letter.id).await.unwrap_err().to_string();
+    assert!(error.contains("only tells of a loss"), "{error}");
+    reader.stop().await;
+}
+
+/// A loss is forgotten only when its dead letter is written, so a reader that dies in between leaves it to the next.
+#[tokio::test]
+async fn a_loss_that_cannot_be_written_is_kept() {
+    let world = World::new().await;
+    let _: () = world.run(&format!("XGROUP CREATE {STREAM} {GROUP} 0 MKSTREAM")).await;
+    let pending = world.scale_up("pending").await;
+    let _: redis::Value = world.run(&format!("XREADGROUP GROUP {GROUP} old STREAMS {STREAM} >")).await;
+    let unread = world.scale_up("unread").await;
+    let _: () = world.run(&format!("XDEL {STREAM} {pending} {unread}")).await;
+    let _: () = world.run(&format!("SET {STREAM}:dead x")).await;
+    let mut reader = world.start();
+    reader.becomes(|health| matches!(health, Health::NotServing(why) if why.contains("WRONGTYPE"))).await;
+    reader.kill().await;
+    assert_eq!(world.fake.lost(), []);
+    let _: () = world.run(&format!("DEL {STREAM}:dead")).await;
+    let mut reader = world.start();
+    reader.serving().await;
+    let mut dead: Vec<_> = world.dead().await.into_iter().map(|(entry, _)| entry).collect();
+    dead.sort();
+    assert_eq!((dead, world.fake.lost()), (vec![pending, unread], vec![unread, pending]));
+    reader.stop().await;
+}
+
+/// Redis does not undo the first half of a script whose second half fails.
+#[tokio::test]
+async fn a_dead_letter_that_cannot_be_written_is_written_later() {
+    let world = World::new().await;
+    let _: () = world.run(&format!("SET {STREAM}:dead x")).await;
+    let bad = world.add("type explode task_id a").await;
+    let mut reader = world.start();
+    reader.becomes(|health| matches!(health, Health::NotServing(why) if why.contains("WRONGTYPE"))).await;
+    let _: () = world.run(&format!("DEL {STREAM}:dead")).await;
+    world.settled(bad).await;
+    let dead: Vec<_> = world.dead().await.into_iter().map(|(entry, _)| entry).collect();
+    assert_eq!(dead, [bad]);
     reader.stop().await;
 }
 
@@ -74,6 +116,8 @@ async fn entries_deleted_before_they_were_read_are_reported_lost() {
     reader.serving().await;
     world.settled(kept).await;
     assert_eq!((world.fake.seen(), world.fake.lost().len()), (vec![seen, kept], 1));
+    let dead = world.dead().await;
+    assert!(dead.len() == 1 && dead[0].1.contains(&format!("at least 5 events after {seen}")), "{dead:?}");
     reader.stop().await;
     world.nobody_reads().await;
     let deleted = world.scale_up("deleted").await;
@@ -85,7 +129,7 @@ async fn entries_deleted_before_they_were_read_are_reported_lost() {
     reader.stop().await;
     let mut reader = world.start();
     reader.serving().await;
-    assert_eq!(world.fake.lost().len(), 2);
+    assert_eq!((world.fake.lost().len(), world.dead().await.len()), (2, 2));
     reader.stop().await;
 }
 

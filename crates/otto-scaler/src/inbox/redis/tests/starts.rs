@@ -108,6 +108,27 @@ async fn events_that_come_again_are_recognised() {
     reader.stop().await;
 }
 
+/// The group is lost while the marker lags behind what was applied.
+#[tokio::test]
+async fn applied_events_that_come_again_late_are_no_dead_letters() {
+    let world = World::new().await;
+    let mut reader = world.start();
+    reader.serving().await;
+    let first = world.add("type scale_up task_id a pod_count 1").await;
+    world.add("type scale_up task_id a pod_count 2").await;
+    let last = world.add("type scale_up task_id a pod_count 3").await;
+    world.settled(last).await;
+    reader.stop().await;
+    world.nobody_reads().await;
+    let _: () = world.run(&format!("XGROUP DESTROY {STREAM} {GROUP}")).await;
+    let _: () = world.run(&format!("SET {{{STREAM}}}:applied {}-0", first.millis - 1)).await;
+    let mut reader = world.start();
+    reader.serving().await;
+    world.settled(last).await;
+    assert_eq!((world.dead().await, world.task("a").await.version), (vec![], 3));
+    reader.stop().await;
+}
+
 #[tokio::test]
 async fn a_stream_that_is_deleted_goes_on_with_higher_ids() {
     let world = World::new().await;

@@ -14,6 +14,7 @@ async fn delivered(world: &World) -> EntryId {
     let entry = world.scale_up("t").await;
     let _: redis::Value = world.run(&format!("XREADGROUP GROUP {GROUP} c STREAMS {STREAM} >")).await;
     assert_eq!(world.pending().await, 1);
+    world.redis.progress.deliver(entry);
     entry
 }
 
@@ -69,10 +70,13 @@ async fn acknowledging_never_moves_the_marker_back() {
     let world = with_group().await;
     let store = world.redis.store();
     for (entry, marker) in [("9-0", "9-0"), ("10-2", "10-2"), ("10-1", "10-2"), ("9-999", "10-2")] {
+        world.redis.progress.deliver(id(entry));
         store.acknowledge(id(entry)).await.unwrap();
+        world.redis.progress.settle(id(entry));
         assert_eq!(world.marker().await, Some(id(marker)), "{entry}");
     }
     let highest = format!("{}-{}", u64::MAX, u64::MAX);
+    world.redis.progress.deliver(id(&highest));
     store.acknowledge(id(&highest)).await.unwrap();
     store.acknowledge(id(&format!("{}-{}", u64::MAX, u64::MAX - 1))).await.unwrap();
     assert_eq!(world.marker().await, Some(id(&highest)));
