@@ -55,7 +55,7 @@ use drains::Drains;
 use follow::{Follower, infrastructure};
 use launch::{LaunchFile, c_strings};
 use notify::Watches;
-use run_dir::RunDir;
+use run_dir::{Lock, RunDir};
 use runs::Runs;
 use worker::{Seen, Worker};
 
@@ -178,7 +178,8 @@ impl Shared {
                     );
                     return Err(DriverError::Refused(infrastructure(message)));
                 }
-                // Not readable, but somebody began here.
+                // Damaged, but somebody began here.
+                Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(busy(error)),
                 Err(_) if worker.dir.is_started() => return Ok((file, None)),
                 // Never completed, so nothing was started here.
                 Ok(None) | Err(_) => {}
@@ -324,7 +325,8 @@ impl Shared {
             let dir = self.runs.dir(name);
             match dir.launch() {
                 Ok(Some(launch)) if name::worker_name(&launch.key()) == *name => {
-                    found.push(found_worker(name, dir, &launch));
+                    let worker = found_worker(name, dir, &launch);
+                    found.push(worker.with_context(|| format!("the run directory {name} cannot be read"))?);
                 }
                 Ok(Some(launch)) => {
                     tracing::error!(
@@ -334,15 +336,22 @@ impl Shared {
                     );
                 }
                 // Its scaler was killed before it was complete: nothing was ever started in it.
-                Ok(None) if self.listed.get().is_none() => {
+                Ok(None) if self.listed.get().is_none() && !dir.is_started() => {
                     if let Err(error) = self.runs.remove(name) {
                         tracing::warn!(%error, directory = name, "an incomplete run directory cannot be removed");
                     }
                 }
                 Ok(None) => {}
-                Err(error) => {
-                    tracing::error!(%error, directory = name, "a run directory's launch.json cannot be read; it is left alone");
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    // Whose it is cannot be told, and leaving out one that runs would say that it does not.
+                    if dir.lock()? == Lock::Held {
+                        bail!(
+                            "the worker {name} is running and its launch.json is damaged ({error}): end it, or wait for it"
+                        );
+                    }
+                    tracing::error!(%error, directory = name, "a worker's launch.json is damaged and its agent is gone; it is left alone");
                 }
+                Err(error) => return Err(error).with_context(|| format!("the launch.json of {name} cannot be read")),
             }
         }
         Ok(found)
@@ -370,9 +379,9 @@ impl Shared {
 }
 
 /// A worker of an earlier scaler, and whether nothing happens in it any more.
-fn found_worker(name: &str, dir: RunDir, launch: &LaunchFile) -> (Worker, bool) {
+fn found_worker(name: &str, dir: RunDir, launch: &LaunchFile) -> io::Result<(Worker, bool)> {
     let started_at = dir.started_at();
-    let state = match dir.outcome() {
+    let state = match dir.outcome()? {
         Some((at, outcome)) => State::Ended { at, outcome },
         None if started_at.is_some() => State::Running,
         None => State::Created { waiting: None },
@@ -381,7 +390,7 @@ fn found_worker(name: &str, dir: RunDir, launch: &LaunchFile) -> (Worker, bool) 
     let seen = Seen { state, created_at: launch.created_at_ms, started_at, finished };
     let worker = Worker::new(name.to_owned(), launch.key(), dir, Some(seen));
     worker.set_mark(launch);
-    (worker, finished)
+    Ok((worker, finished))
 }
 
 impl Driver for ProcessDriver {

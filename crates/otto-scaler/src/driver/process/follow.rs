@@ -3,6 +3,7 @@
 //! The files of the run directory say what is true; a wake-up only says that it is time to look. So a scaler that comes
 //! later goes on wherever another was killed.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(60);
 const DRAIN_RETRY_MAX: Duration = Duration::from_secs(300);
 /// Where the directory cannot be watched, and where an agent has not told its pid yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// What cannot be read is looked at again after this.
+const RETRY: Duration = Duration::from_secs(1);
 /// After SIGTERM, the agent gives the job its grace period; then it needs a moment itself.
 const STOP_MARGIN: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5_000 });
 
@@ -75,9 +78,14 @@ impl Follower {
 
     async fn job_end(&mut self) -> End {
         loop {
-            if let Some(end) = self.look().await {
-                return end;
-            }
+            let unreadable = match self.look().await {
+                Ok(Some(end)) => return end,
+                Ok(None) => None,
+                Err(error) => {
+                    self.cannot_look(&error);
+                    Some(Instant::now() + RETRY)
+                }
+            };
             let Some(agent) = self.agent.take() else {
                 match self.without_agent(None).await {
                     Some(end) => return end,
@@ -90,7 +98,7 @@ impl Follower {
             }
             let kill_at = self.kill_at.filter(|_| !self.killed);
             let look_at = self.watch.is_none().then(|| Instant::now() + LOOK_AGAIN);
-            let wake_at = kill_at.into_iter().chain(look_at).min();
+            let wake_at = kill_at.into_iter().chain(look_at).chain(unreadable).min();
             tokio::select! {
                 () = agent.ended() => {
                     if let Some(end) = self.without_agent(Some(agent)).await {
@@ -112,7 +120,7 @@ impl Follower {
     }
 
     /// Tells of what is new in the directory. `Some`: the job has ended.
-    async fn look(&self) -> Option<End> {
+    async fn look(&self) -> io::Result<Option<End>> {
         let dir = &self.worker.dir;
         let running = matches!(&*self.worker.seen(), Some(seen) if seen.state != State::Created { waiting: None });
         if !running && let Some(started_at) = dir.started_at() {
@@ -122,6 +130,10 @@ impl Follower {
             self.shared.report(&self.worker, State::Running).await;
         }
         dir.outcome()
+    }
+
+    fn cannot_look(&self, error: &io::Error) {
+        tracing::error!(%error, worker = self.worker.name, "whether a worker has ended cannot be read; looking again");
     }
 
     /// No agent is known: finds out where the worker is in its life, and what is to be done about it. `dead` has just
@@ -135,7 +147,8 @@ impl Follower {
             Ok(lock) => lock,
             Err(error) => {
                 tracing::error!(%error, worker = self.worker.name, "the lock of a worker cannot be looked at");
-                sleep(Duration::from_secs(1)).await;
+                sleep(RETRY).await;
+                self.agent = dead;
                 return None;
             }
         };
@@ -145,9 +158,19 @@ impl Follower {
             return None;
         }
         // It may have come to its end since it was looked at.
-        if let Some(end) = dir.outcome() {
-            self.look().await;
-            return Some(end);
+        match dir.outcome() {
+            Ok(Some(end)) => {
+                // What else is new is told first.
+                let _ = self.look().await;
+                return Some(end);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.cannot_look(&error);
+                sleep(RETRY).await;
+                self.agent = dead;
+                return None;
+            }
         }
         if started {
             return Some(self.lost(dead, "its agent was killed").await);
@@ -155,7 +178,7 @@ impl Follower {
         if dir.is_started() {
             return None; // An agent of an earlier scaler was quick.
         }
-        if !dir.path().exists() {
+        if matches!(dir.path().try_exists(), Ok(false)) {
             return Some(self.lost(dead, "its run directory was removed").await);
         }
         self.never_started(dead).await
@@ -279,13 +302,25 @@ impl Follower {
         let mut outcome = Outcome { class, exit_code: signal.map(|signal| 128 + signal), signal, message };
         let mut at = now();
         if !self.keep_outcome(&outcome, at)
-            && let Some((told_at, told)) = dir.outcome()
+            && let Some(told) = self.told().await
         {
-            (at, outcome) = (told_at, told);
+            (at, outcome) = told;
         }
-        self.look().await;
+        // What is new is told; the end is known.
+        let _ = self.look().await;
         let _ = timeout(DRAIN_BEFORE_TOLD, self.drain()).await;
         (at, outcome)
+    }
+
+    /// The end that somebody has written down; looks until it can be read.
+    async fn told(&self) -> Option<End> {
+        loop {
+            match self.worker.dir.outcome() {
+                Ok(end) => return end,
+                Err(error) => self.cannot_look(&error),
+            }
+            sleep(RETRY).await;
+        }
     }
 
     /// So that every later look finds the same.

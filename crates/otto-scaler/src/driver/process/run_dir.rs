@@ -91,11 +91,14 @@ impl RunDir {
         }
     }
 
-    /// `Ok(None)`: it was never completed, so nothing was started here.
+    /// `Ok(None)`: it was never completed, so nothing was started here. An error of the kind `InvalidData`: it is damaged,
+    /// and will be found so again; any other says nothing about it.
     pub(super) fn launch(&self) -> io::Result<Option<LaunchFile>> {
         match self.read(LAUNCH)? {
             None => Ok(None),
-            Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::from),
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
         }
     }
 
@@ -156,21 +159,22 @@ impl RunDir {
         Some(started.pid).filter(|pid| *pid > 0)
     }
 
-    /// How the job ended and when; `None`: it has not.
-    pub(super) fn outcome(&self) -> Option<(Millis, Outcome)> {
+    /// How the job ended and when; `Ok(None)`: it has not. What can be read and makes no sense is an end of which nothing
+    /// else is known.
+    ///
+    /// # Errors
+    /// When nobody can look now (too many open files, a failing disk): the job may run.
+    pub(super) fn outcome(&self) -> io::Result<Option<(Millis, Outcome)>> {
         let file = self.path.join(EXIT);
         let unreadable = |error: String| {
             let at = fs::metadata(&file).ok().and_then(|m| m.modified().ok()).map_or_else(now, millis);
             let message = format!("nobody knows how the job ended: {} cannot be read: {error}", file.display());
             (at, Outcome { class: Class::AgentLost, exit_code: None, signal: None, message })
         };
-        let exit: Exit = match self.read(EXIT) {
-            Ok(None) => return None,
-            Ok(Some(bytes)) => match serde_json::from_slice(&bytes) {
-                Ok(exit) => exit,
-                Err(error) => return Some(unreadable(error.to_string())),
-            },
-            Err(error) => return Some(unreadable(error.to_string())),
+        let Some(bytes) = self.read(EXIT)? else { return Ok(None) };
+        let exit: Exit = match serde_json::from_slice(&bytes) {
+            Ok(exit) => exit,
+            Err(error) => return Ok(Some(unreadable(error.to_string()))),
         };
         let class = serde_json::from_value(serde_json::Value::String(exit.class.clone()));
         let class = class.unwrap_or(match exit.exit_code {
@@ -179,7 +183,7 @@ impl RunDir {
             None => Class::Infrastructure,
         });
         let outcome = Outcome { class, exit_code: exit.exit_code, signal: exit.signal, message: exit.message };
-        Some((exit.ended_at_ms, outcome))
+        Ok(Some((exit.ended_at_ms, outcome)))
     }
 
     /// Takes the start mark, so that no agent ever starts a job here. False: one has.

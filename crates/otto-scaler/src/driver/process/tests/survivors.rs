@@ -42,6 +42,44 @@ async fn a_survivor_can_be_stopped() {
     driven.close().await;
 }
 
+#[tokio::test]
+async fn what_cannot_be_read_now_is_no_end_and_no_absence() {
+    let place = Place::new();
+    let mut driven = place.open("");
+    let key = key("t", 0);
+    let script = format!("while [ ! -e {} ]; do sleep 0.01; done", place.path("go").display());
+    driven.driver.create(shell(&key, &script)).await.unwrap();
+    driven.running(&key).await;
+    driven.close().await;
+    // A directory opens and cannot be read: an error that is neither "not there" nor damage.
+    let dir = place.run_dir(&key);
+    fs::create_dir(dir.join("exit.json")).unwrap();
+    let mut driven = place.open("");
+    assert!(driven.driver.list().await.is_err());
+    fs::remove_dir(dir.join("exit.json")).unwrap();
+    let launch = fs::read(dir.join("launch.json")).unwrap();
+    fs::remove_file(dir.join("launch.json")).unwrap();
+    fs::create_dir(dir.join("launch.json")).unwrap();
+    assert!(driven.driver.list().await.is_err());
+    fs::remove_dir(dir.join("launch.json")).unwrap();
+    // Damaged: its name is told, as long as it runs.
+    fs::write(dir.join("launch.json"), "").unwrap();
+    let error = format!("{:#}", driven.driver.list().await.unwrap_err());
+    assert!(error.contains(&name::worker_name(&key)), "{error}");
+    fs::write(dir.join("launch.json"), launch).unwrap();
+    assert_eq!(driven.list().await, 1);
+    assert_eq!(driven.seen[&key].state, State::Running);
+    // And while it is followed.
+    fs::create_dir(dir.join("exit.json")).unwrap();
+    driven.driver.shared.worker(&key).unwrap().wake();
+    let ended = driven.until(&key, |seen| matches!(seen.state, State::Ended { .. }));
+    assert!(tokio::time::timeout(Duration::from_millis(300), ended).await.is_err());
+    fs::remove_dir(dir.join("exit.json")).unwrap();
+    fs::write(place.path("go"), "").unwrap();
+    assert_eq!(driven.ended(&key).await.class, Class::Success);
+    driven.close().await;
+}
+
 /// As a scaler leaves it that is killed right before the agent is started.
 fn unstarted(place: &Place, key: &WorkerKey, script: &str) {
     let dir = RunDir::new(place.run_dir(key));
