@@ -76,7 +76,8 @@ pub enum StoreError {
     /// No space on the disk. Goes away by itself when there is; send again later.
     #[error("the disk is full")]
     DiskFull,
-    /// Writing or fsync failed: what is on disk is not known. The process must open the store again.
+    /// Writing or fsync failed, so that what is on disk is not known, or one of the store's threads failed. The process
+    /// must open the store again.
     #[error("the store cannot write any more: {0}")]
     Failed(String),
     /// The store was closed.

@@ -74,6 +74,7 @@ impl Sealer {
 
     /// Works until the writer has ended.
     pub(crate) fn run(mut self) {
+        let _noticed = Ended(self.shared.clone());
         // What is merged here can wait; what is written cannot. On Linux this is for this thread alone.
         let _ = rustix::process::nice(5);
         loop {
@@ -341,5 +342,25 @@ impl Sealer {
             add(&counters.expired_segments, 1);
         }
         Ok(())
+    }
+}
+
+/// Notices the end of the sealer, however it comes.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Without it nothing is indexed or removed any more, so nothing more may be stored.
+            let why = Health::Failed("the sealer's thread failed".to_owned());
+            tracing::error!("the sealer's thread failed; the store must be opened again");
+            self.0.set_health(why.clone());
+            self.0.set_index_blocked(Some(why));
+        }
+        // The writer may wait for it; whoever wants retention is told that it is over.
+        self.0.wake_sealer(|inbox| {
+            inbox.ended = true;
+            inbox.retention.clear();
+        });
     }
 }

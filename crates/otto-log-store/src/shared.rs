@@ -43,6 +43,8 @@ pub(crate) struct SealerInbox {
     pub(crate) retention: Vec<oneshot::Sender<Result<(), StoreError>>>,
     /// The writer has ended.
     pub(crate) closing: bool,
+    /// The sealer itself has ended: nobody looks any more.
+    pub(crate) ended: bool,
 }
 
 #[derive(Default)]

@@ -390,14 +390,18 @@ impl Store {
     /// Removes what is too old or too much, now rather than within a minute.
     ///
     /// # Errors
-    /// If the disk cannot be written.
+    /// If the disk cannot be written, or the store has failed or is closed.
     pub async fn apply_retention(&self) -> Result<(), StoreError> {
         let (done, answer) = oneshot::channel();
         if self.shared().closing.load(Ordering::Relaxed) {
             return Err(StoreError::Closed);
         }
-        self.shared().wake_sealer(|inbox| inbox.retention.push(done));
-        answer.await.unwrap_or(Err(StoreError::Closed))
+        self.shared().wake_sealer(|inbox| {
+            if !inbox.ended {
+                inbox.retention.push(done);
+            }
+        });
+        answer.await.unwrap_or_else(|_| Err(self.shared().failure().unwrap_or(StoreError::Closed)))
     }
 
     /// Writes what was queued, ends the threads and frees the directory for the next process. Appends after it fail.

@@ -268,8 +268,8 @@ impl Writer {
     fn seal(&mut self) {
         let mut inbox = self.shared.sealer();
         while self.shared.catalogue().frozen.len() >= MAX_FROZEN {
-            if self.shared.index_blocked().is_some() {
-                // The segment goes on until the index can be written again.
+            if self.shared.index_blocked().is_some() || self.shared.failure().is_some() {
+                // The segment goes on until the index can be written again, or the store is opened again.
                 return;
             }
             inbox = self.shared.wait_for_sealer(inbox, Duration::from_millis(100));

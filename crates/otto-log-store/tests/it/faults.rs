@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use otto_log_store::{Faults, From, Health, OpenError, Options, Record, Store, StoreError};
+use otto_log_store::{Clock, Faults, From, Health, OpenError, Options, Record, Store, StoreError};
 use otto_proto::v1::worker_event::Type;
 
 use crate::support::*;
@@ -141,6 +141,68 @@ async fn what_a_failed_fsync_left_counts_only_once_it_was_written_again_and_sync
     store.close().await;
     let store = Store::open(options()).unwrap();
     read(&store, run, From::Sequence(1)).await.check(1, 1, 21);
+}
+
+/// A clock that, once armed, fails whoever asks it in the sealer's thread.
+#[derive(Default)]
+struct Trap {
+    armed: AtomicBool,
+    sprung: AtomicBool,
+}
+
+impl Clock for Trap {
+    fn now_unix_nanos(&self) -> i64 {
+        let sealer = std::thread::current().name() == Some("store-sealer");
+        if sealer && self.armed.load(Ordering::SeqCst) {
+            self.sprung.store(true, Ordering::SeqCst);
+            panic!("the test wants the sealer to fail");
+        }
+        1_000_000_000_000
+    }
+}
+
+#[tokio::test]
+async fn a_sealer_that_fails_is_noticed_and_the_store_can_be_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Trap::default());
+    let store = Store::open(Options { clock: clock.clone(), ..options(directory.path()) }).unwrap();
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    append(&store, run, 1, 1, 10).await;
+    store.apply_retention().await.unwrap();
+    clock.armed.store(true, Ordering::SeqCst);
+    // Both the one that it was doing and one that is asked for later.
+    for _ in 0..2 {
+        let answer = tokio::time::timeout(PATIENCE, store.apply_retention()).await.unwrap();
+        assert!(matches!(&answer, Err(StoreError::Failed(reason)) if reason.contains("sealer")), "{answer:?}");
+    }
+    assert!(clock.sprung.load(Ordering::SeqCst));
+    assert!(matches!(store.health(), Health::Failed(_)));
+    assert!(matches!(store.append(run, Record::Block(block(1, 11, 5))).await, Err(StoreError::Failed(_))));
+    read(&store, run, From::Sequence(1)).await.check(1, 1, 11);
+    tokio::time::timeout(PATIENCE, store.close()).await.unwrap();
+    let store = open(directory.path());
+    read(&store, run, From::Sequence(1)).await.check(1, 1, 11);
+    append(&store, run, 1, 11, 5).await;
+}
+
+/// The writer is far ahead and waits for the sealer when that fails.
+#[tokio::test]
+async fn a_writer_does_not_wait_for_a_sealer_that_failed() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(Trap::default());
+    clock.armed.store(true, Ordering::SeqCst);
+    let store = Store::open(Options { clock: clock.clone(), ..options(directory.path()) }).unwrap();
+    let write = async {
+        let run = store.open_run(&key("t", "w"), None).await?.id;
+        // Ten segments and more, so that it would have to wait.
+        for first in (1..20_000).step_by(100) {
+            store.append(run, Record::Block(block(1, first, 100))).await?;
+        }
+        Ok(())
+    };
+    let result = tokio::time::timeout(PATIENCE, write).await.unwrap();
+    assert!(matches!(&result, Err(StoreError::Failed(reason)) if reason.contains("sealer")), "{result:?}");
+    tokio::time::timeout(PATIENCE, store.close()).await.unwrap();
 }
 
 #[tokio::test]
