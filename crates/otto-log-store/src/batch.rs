@@ -31,11 +31,14 @@ pub(crate) struct Batch {
     records: u64,
     /// For [`Header::previous`] of the next record.
     previous: (u64, u64),
+    /// The same for the first record of this batch: of what is on disk.
+    before: (u64, u64),
 }
 
 impl Batch {
     pub(crate) fn new(place: Place, start: u64) -> Self {
-        Self { place, start, len: 0, scratch: Vec::new(), pieces: Vec::new(), records: 0, previous: (0, 0) }
+        let (scratch, pieces) = (Vec::new(), Vec::new());
+        Self { place, start, len: 0, scratch, pieces, records: 0, previous: (0, 0), before: (0, 0) }
     }
 
     /// Empties it for the next commit; the buffer stays, unless it has become large.
@@ -43,10 +46,16 @@ impl Batch {
         if self.place != place {
             self.previous = (0, 0);
         }
+        self.before = self.previous;
         (self.place, self.start, self.len, self.records) = (place, start, 0, 0);
         self.pieces.clear();
         self.scratch.clear();
         self.scratch.shrink_to(256 << 10);
+    }
+
+    /// Nothing of it is in the file: the next batch follows what was there before.
+    pub(crate) fn abandon(&mut self) {
+        self.previous = self.before;
     }
 
     pub(crate) fn place(&self) -> Place {
@@ -119,5 +128,41 @@ impl Batch {
                 Piece::Body(body) => IoSlice::new(body),
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::HEADER;
+
+    const PLACE: Place = Place { salt: 1, segment: 2, generation: 0 };
+
+    /// Adds a block of ten lines and some; what its header says came before.
+    fn previous(batch: &mut Batch, run: u64, first: u64) -> (u64, u64) {
+        let mut header = Header::new(Kind::Block, run, first, &[], 0);
+        header.lines = 10;
+        let offset = batch.push(header, Body::Copied(&[]));
+        let bytes = &batch.scratch[(offset - batch.start) as usize..][..HEADER];
+        Header::decode(bytes, PLACE, offset).unwrap().previous
+    }
+
+    #[test]
+    fn a_record_never_names_one_before_it_that_was_not_written() {
+        let mut batch = Batch::new(PLACE, 64);
+        batch.restart(PLACE, 64);
+        assert_eq!(previous(&mut batch, 7, 1), (0, 0));
+        for _ in 0..2 {
+            batch.restart(PLACE, 168);
+            assert_eq!(previous(&mut batch, 7, 11), (7, 11));
+            assert_eq!(previous(&mut batch, 8, 1), (7, 21));
+            batch.abandon();
+        }
+        batch.restart(PLACE, 168);
+        assert_eq!(previous(&mut batch, 9, 1), (7, 11));
+        batch.restart(Place { segment: 3, ..PLACE }, 64);
+        batch.abandon();
+        batch.restart(PLACE, 64);
+        assert_eq!(previous(&mut batch, 9, 11), (0, 0));
     }
 }

@@ -166,6 +166,14 @@ impl Header {
         }
     }
 
+    /// What this record tells of the one before it where that cannot be read. Lines that this one holds itself are
+    /// not lost, whatever it says.
+    pub(crate) fn lost_before(&self) -> (u64, u64) {
+        let (run, end) = self.previous;
+        let goes_on = matches!(self.kind, Kind::Block | Kind::Gap | Kind::Finish) && self.run == run;
+        (run, if goes_on { end.min(self.first) } else { end })
+    }
+
     /// Bytes of the whole record, padding included.
     pub(crate) fn size(&self) -> u64 {
         size(self.body_len as usize)
@@ -339,6 +347,15 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(Header::decode(&flipped, PLACE, offset), None);
         }
+    }
+
+    #[test]
+    fn what_a_record_holds_was_not_lost_before_it() {
+        let header = |kind, run| Header { previous: (7, 30), ..Header::new(kind, run, 21, &[], 0) };
+        assert_eq!(header(Kind::Block, 7).lost_before(), (7, 21));
+        assert_eq!(header(Kind::Finish, 7).lost_before(), (7, 21));
+        assert_eq!(header(Kind::Block, 8).lost_before(), (7, 30));
+        assert_eq!(header(Kind::Event, 7).lost_before(), (7, 30));
     }
 
     #[test]

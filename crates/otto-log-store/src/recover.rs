@@ -216,7 +216,7 @@ impl Recovery<'_> {
         let mut damage: Vec<(u64, u64)> = Vec::new();
         // The record after damage tells of the one before it.
         let told = |damage: &[(u64, u64)], offset: u64, header: &Header| {
-            damage.last().filter(|(_, to)| *to == offset).map(|_| header.previous)
+            damage.last().filter(|(_, to)| *to == offset).map(|_| header.lost_before())
         };
         // Blocks of segments that are not the newest are checked by their readers.
         walk(&file, place, until, last, |found| {

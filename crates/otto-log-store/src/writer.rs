@@ -106,6 +106,7 @@ impl Writer {
                 }
             }
             Err(error) => {
+                self.batch.abandon();
                 let error = self.failed(error);
                 for answer in commit.answers {
                     answer(Err(error.clone()));
@@ -299,7 +300,10 @@ impl Writer {
         let now = self.shared.options.clock.now_unix_nanos();
         self.batch.restart(active.place, active.end);
         self.batch.push(Header::new(kind, 0, 0, &[], now), Body::Copied(&[]));
-        active.commit(&self.batch, &*self.shared.options.faults)?;
+        if let Err(error) = active.commit(&self.batch, &*self.shared.options.faults) {
+            self.batch.abandon();
+            return Err(error);
+        }
         active.seal()
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use otto_log_store::{Clock, Faults, From, Health, OpenError, Options, Record, Store, StoreError};
-use otto_proto::v1::worker_event::Type;
+use otto_proto::v1::{log_gap::Reason, worker_event::Type};
 
 use crate::support::*;
 
@@ -226,6 +226,35 @@ async fn a_full_disk_refuses_for_a_while_and_readers_go_on() {
     let store = open(directory.path());
     read(&store, run, From::Sequence(1)).await.check(1, 1, 16);
     assert_eq!(store.stats().damaged, 0);
+}
+
+/// A write that a full disk refused is not told of by the record after it.
+#[tokio::test]
+async fn damage_after_a_refused_write_hides_nothing_that_was_stored_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Arc::new(Broken::default());
+    let store = Store::open(Options { faults: faults.clone(), ..options(directory.path()) }).unwrap();
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    let other = store.open_run(&key("t", "other"), None).await.unwrap().id;
+    append(&store, run, 1, 1, 10).await;
+    let damaged_at = store.stats().segment_bytes as usize;
+    append(&store, run, 1, 11, 10).await;
+    faults.write.store(true, Ordering::SeqCst);
+    assert_eq!(store.append(run, Record::Block(block(1, 21, 100))).await, Err(StoreError::DiskFull));
+    faults.write.store(false, Ordering::SeqCst);
+    eventually("writes again", async || store.append(other, Record::Block(block(2, 1, 10))).await.ok()).await;
+    append(&store, run, 1, 21, 10).await;
+    store.close().await;
+    let path = directory.path().join("segments").join(&segment_files(directory.path())[0]);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // In the header.
+    bytes[damaged_at + 30] ^= 4;
+    std::fs::write(&path, bytes).unwrap();
+    let store = open(directory.path());
+    let seen = read(&store, run, From::Sequence(1)).await;
+    assert_eq!(seen.gaps, [(11, 20, Reason::Damaged)]);
+    seen.check(1, 1, 31);
+    read(&store, other, From::Sequence(1)).await.check(2, 1, 11);
 }
 
 /// A small file system of its own. Needs to be root and allowed to mount; elsewhere the test above has to do.
