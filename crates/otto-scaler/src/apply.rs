@@ -1,6 +1,6 @@
 //! What an event does to its task's record. Pure: the same inputs, the same decision.
 //!
-//! - `scale_up n`: at least n workers; `scale_down n`: at most n, live ones stopped from the highest index; 0 cancels.
+//! - `scale_up n`: at least n workers; `scale_down n`: at most n live ones, stopped from the highest index; 0 cancels.
 //! - The first event fixes what runs. A later one that gives another value, is out of order, or is older than the
 //!   retention of records can never be applied.
 //! - A task that ended, or is being cancelled, takes no further event.
@@ -240,16 +240,18 @@ fn lowered(record: &Record, event: &ScaleEvent) -> Decision {
             [&event.spec.context.reason, &event.spec.context.triggered_by].into_iter().find(|text| !text.is_empty());
         record.error = Some(by.map_or_else(|| "cancelled".to_owned(), |by| format!("cancelled: {by}")));
     }
-    let mut active = record.active();
+    // One that has ended takes no place: what is still to be done is not stopped for it.
+    let wanted = |phase| matches!(phase, WorkerPhase::Queued | WorkerPhase::Created | WorkerPhase::Running);
+    let mut live = record.workers.iter().filter(|worker| wanted(worker.phase)).count();
     let mut touched = Vec::new();
     for worker in record.workers.iter_mut().rev() {
-        if active <= event.count as usize {
+        if live <= event.count as usize {
             break;
         }
-        if matches!(worker.phase, WorkerPhase::Queued | WorkerPhase::Created | WorkerPhase::Running) {
+        if wanted(worker.phase) {
             worker.phase = WorkerPhase::Stopping;
             touched.push(worker.index);
-            active -= 1;
+            live -= 1;
         }
     }
     Decision::Put { record, touched, unchanged: false }

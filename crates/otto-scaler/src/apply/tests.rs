@@ -100,8 +100,10 @@ fn scale_down_stops_from_the_highest_index_and_scale_up_starts_new_attempts() {
     let mut record = live(4);
     record.workers[3].phase = WorkerPhase::Succeeded;
     record.workers[1].phase = WorkerPhase::Running;
-    let (mut record, touched, _) = put(apply(Some(&record), &event(Direction::Down, 2, entry(2)), &defaults(), NOW));
-    // Index 3 has succeeded: it counts, and is not stopped.
+    // Index 3 has succeeded: three are live, and those are what is counted.
+    let (same, touched, _) = put(apply(Some(&record), &event(Direction::Down, 3, entry(2)), &defaults(), NOW));
+    assert_eq!((touched.len(), same.wanted, same.workers.clone()), (0, 3, record.workers.clone()));
+    let (mut record, touched, _) = put(apply(Some(&record), &event(Direction::Down, 1, entry(2)), &defaults(), NOW));
     assert_eq!(touched, [2, 1]);
     assert_eq!(record.phase, Phase::Live);
     let stopping = WorkerPhase::Stopping;
