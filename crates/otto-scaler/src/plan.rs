@@ -356,7 +356,7 @@ impl Plan {
 /// The actions for a record that is stored as it is.
 pub(crate) fn actions(stored: &Record, facts: &Facts, policy: &Policy, now: Millis) -> Plan {
     let mut plan = Plan::default();
-    if !stored.phase.is_terminal() && facts.complete {
+    if stored.phase == Phase::Live && facts.complete {
         for worker in stored.workers.iter().filter(|worker| worker.phase == WorkerPhase::Queued) {
             let key = (worker.index, worker.attempt);
             if facts.workers.contains_key(&key) || facts.creating.contains(&key) {

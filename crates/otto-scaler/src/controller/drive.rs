@@ -188,6 +188,21 @@ impl Controller {
 
     /// Plans what something happened to, and starts what may start.
     pub(super) fn carry_out(&mut self) {
+        loop {
+            self.plan_dirty();
+            while self.creating < self.options.creations {
+                let Some((task_id, index)) = self.admission.next() else { break };
+                self.create(&task_id, index);
+            }
+            // What was no longer as it had been planned is planned again.
+            if self.dirty.is_empty() {
+                break;
+            }
+        }
+        self.evict();
+    }
+
+    fn plan_dirty(&mut self) {
         while !self.dirty.is_empty() {
             for task_id in std::mem::take(&mut self.dirty) {
                 if let Some(mut task) = self.tasks.remove(&task_id) {
@@ -200,11 +215,6 @@ impl Controller {
                 }
             }
         }
-        while self.creating < self.options.creations {
-            let Some((task_id, index)) = self.admission.next() else { break };
-            self.create(&task_id, index);
-        }
-        self.evict();
     }
 
     fn plan(&mut self, task_id: &str, task: &mut Task) {
@@ -361,8 +371,11 @@ impl Controller {
 
     fn create(&mut self, task_id: &str, index: u32) {
         let Some(task) = self.tasks.get_mut(task_id) else { return };
-        let Some(stored) = task.stored.clone() else { return };
-        let Some(worker) = stored.worker(index) else { return };
+        // What was ready when it was planned may be stopped, or be there, by now.
+        let Some((stored, worker)) = task.may_start(index) else {
+            self.dirty.insert(task_id.to_owned());
+            return;
+        };
         let key = WorkerKey { task_id: task_id.to_owned(), index, attempt: worker.attempt };
         task.facts.creating.insert((index, worker.attempt));
         task.facts.deferred.remove(&(index, worker.attempt));

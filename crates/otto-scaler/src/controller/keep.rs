@@ -209,6 +209,7 @@ impl Controller {
     fn write(&mut self, task_id: &str, task: &mut Task, record: Record, entry: Option<EntryId>, why: Why) {
         task.busy = true;
         task.soft_due = None;
+        self.admission.hold(task_id);
         let (store, record, task_id) = (Arc::clone(&self.store), Arc::new(record), task_id.to_owned());
         let call = async move {
             let result = within(DEADLINE, store.put(&record, entry)).await;

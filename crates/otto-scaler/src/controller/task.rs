@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{ApplyReply, DeleteReply};
 use crate::event::ScaleEvent;
 use crate::plan::{Attempt, Facts};
-use crate::task::{Millis, Record};
+use crate::task::{Millis, Phase, Record, Worker, WorkerPhase};
 
 /// An event and who waits for its answer.
 pub(super) type Waiter = (Box<ScaleEvent>, ApplyReply);
@@ -53,6 +53,18 @@ impl Task {
             && self.facts.workers.is_empty()
             && self.facts.creating.is_empty()
             && self.deleting.is_none()
+    }
+
+    /// The stored record and the worker's place in it, if an attempt of this index may be created now as far as the task
+    /// itself is concerned: it is stored as queued, nothing that may change that is under way, and neither this attempt
+    /// nor a later one is there.
+    pub(super) fn may_start(&self, index: u32) -> Option<(Arc<Record>, Worker)> {
+        let stored = self.stored.as_ref().filter(|record| record.phase == Phase::Live)?;
+        let worker = stored.worker(index).filter(|worker| worker.phase == WorkerPhase::Queued)?;
+        let there = (index, worker.attempt)..=(index, u32::MAX);
+        let absent = self.facts.workers.range(there.clone()).next().is_none()
+            && self.facts.creating.range(there).next().is_none();
+        (absent && !self.busy && !self.uncertain).then(|| (Arc::clone(stored), worker.clone()))
     }
 
     /// It has ended and nothing is left to be done.

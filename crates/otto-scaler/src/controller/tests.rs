@@ -414,6 +414,28 @@ async fn a_slow_creation_holds_up_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_starts_whose_stop_is_being_stored() {
+    let mut f = fresh().await;
+    f.driver.slow.lock().unwrap().replace("slow".into());
+    changed(f.up("slow", 8).await);
+    changed(f.up("a", 1).await);
+    f.told();
+    f.store.slow.lock().unwrap().replace("a".into());
+    let cancel = f.handle.submit(event("a", Direction::Down, 0, None)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Places become free while the store has the stop and has not answered.
+    f.driver.slow.lock().unwrap().take();
+    f.driver.go.notify_waiters();
+    f.until_created("slow", 7, 1).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    f.store.slow.lock().unwrap().take();
+    f.store.go.notify_waiters();
+    changed(cancel.await.unwrap());
+    f.until_phase("a", Phase::Cancelled).await;
+    assert_eq!(f.driver.times_created(&key("a", 0, 1)), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_older_look_takes_nobody_back() {
     let f = fresh().await;
     changed(f.up("a", 1).await);

@@ -83,6 +83,14 @@ impl Admission {
         self.list_task(task_id, repository);
     }
 
+    /// Nothing of a task may start until it is [`set`](Self::set) again.
+    pub(crate) fn hold(&mut self, task_id: &str) {
+        self.unlist_task(task_id);
+        if let Some(task) = self.tasks.get_mut(task_id) {
+            task.ready.clear();
+        }
+    }
+
     fn forget(&mut self, task_id: &str) {
         self.unlist_task(task_id);
         if let Some(task) = self.tasks.remove(task_id) {

@@ -30,6 +30,9 @@ pub(super) struct MemoryStore {
     pub(super) puts: AtomicU32,
     /// Ended records are stored, but not loaded.
     pub(super) forgetful: AtomicBool,
+    /// Writes of this task wait for `go`.
+    pub(super) slow: Mutex<Option<String>>,
+    pub(super) go: Notify,
     /// The task whose record cannot be read.
     pub(super) damaged: Mutex<Option<String>>,
 }
@@ -89,6 +92,10 @@ impl TaskStore for MemoryStore {
     fn put<'a>(&'a self, record: &'a Record, applied: Option<EntryId>) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             tokio::task::yield_now().await;
+            let slow = self.slow.lock().unwrap().as_ref() == Some(&record.task_id);
+            if slow {
+                self.go.notified().await;
+            }
             self.call(|| {
                 if self.damaged.lock().unwrap().as_ref() == Some(&record.task_id) {
                     return Err(StoreError::Conflict(record.task_id.clone()));
