@@ -137,7 +137,7 @@ fn launch(
 
 /// What there is of a job that never ran.
 fn nothing(writer: Writer) -> Captured {
-    Captured { writer, last_sequence: 0, digest: otto_proto::digest::Digest::new().finish(), dropped: 0 }
+    Captured { writer, last_sequence: 0, digest: otto_proto::digest::Digest::new().finish().to_vec(), dropped: 0 }
 }
 
 /// Puts the end of the run into the spool.
@@ -148,7 +148,7 @@ fn finish_log(exit: &Exit, mut captured: Captured) {
     let started = !matches!(exit.class, Class::Image | Class::Infrastructure | Class::AgentLost);
     let finish = FinishRun {
         last_sequence: captured.last_sequence,
-        digest: captured.digest.to_vec().into(),
+        digest: captured.digest.into(),
         exit_code: exit.exit_code,
         signal: exit.signal,
         ended_at: Some(timestamp(exit.ended_at_ms.cast_signed().saturating_mul(1_000_000))),

@@ -130,6 +130,7 @@ impl Uploader {
         feedback: Arc<Feedback>,
     ) -> (Self, Watcher) {
         let (reporter, watcher) = progress::channel(spool.first_available() - 1);
+        let incomplete = spool.is_incomplete();
         let uploader = Uploader {
             client: server.connect(),
             server,
@@ -140,7 +141,7 @@ impl Uploader {
             reporter,
             size: Size::default(),
             by_entries: false,
-            incomplete: false,
+            incomplete,
         };
         (uploader, watcher)
     }
@@ -199,7 +200,7 @@ impl Uploader {
         let acked = self.reporter.acked();
         if is_new && acked > 0 && !self.by_entries {
             tracing::warn!("the log server does not know this run any more: its lines up to {acked} are lost there");
-            self.incomplete = true;
+            self.lost_lines();
         }
         Ok(config)
     }
@@ -214,6 +215,13 @@ impl Uploader {
             }
             Break::Status(status) if is_too_large(status) => self.size.refused(),
             _ => false,
+        }
+    }
+
+    /// The server has not all lines that were in the spool.
+    fn lost_lines(&mut self) {
+        if !std::mem::replace(&mut self.incomplete, true) {
+            self.spool.note_incomplete();
         }
     }
 

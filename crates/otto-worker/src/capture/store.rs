@@ -33,8 +33,8 @@ pub(crate) struct Captured {
     pub(crate) writer: Writer,
     /// Sequence of the last line; 0: none.
     pub(crate) last_sequence: u64,
-    /// Of all lines that were not dropped.
-    pub(crate) digest: [u8; 16],
+    /// Of all lines that were not dropped; empty: a gap could not be noted, so it says nothing.
+    pub(crate) digest: Vec<u8>,
     /// Lines dropped because the spool was full.
     pub(crate) dropped: u64,
 }
@@ -145,7 +145,8 @@ impl Store {
             self.compressor.tried(block.compression());
         }
         let last = block.end_sequence() - 1;
-        if self.on_full == OnFull::Drop && !self.add_gap(stop) {
+        // Blocks are dropped under either policy once the capture is to stop.
+        if self.gap.is_some() && !self.add_gap(stop) {
             return self.drop_block(last);
         }
         if self.add_block(block, stop) {
@@ -197,7 +198,7 @@ impl Store {
             first_sequence: first,
             last_sequence: last,
             reason: log_gap::Reason::SpoolFull.into(),
-            message: format!("{} lines were dropped: the worker's spool was full (--on-full drop)", last - first + 1),
+            message: format!("{} lines were dropped: the worker's spool was full", last - first + 1),
         };
         let added = self.writer.append(Record::Gap(gap), true);
         if added.is_ok() {
@@ -231,12 +232,90 @@ impl Store {
     /// The last block and gap.
     pub(super) fn finish(mut self, stop: &AtomicBool) -> Captured {
         self.flush(stop);
-        let mut last_sequence = self.first_sequence - 1;
-        if !self.add_gap(stop) {
+        let last_sequence = self.first_sequence - 1;
+        let digest = if self.add_gap(stop) {
+            self.digest.finish().to_vec()
+        } else {
+            // The upload finds that they are missing by the sequence the run ends with.
             let (first, last) = self.gap.unwrap_or_default();
-            tracing::error!("the last {} lines are lost: the spool's disk is full", last - first + 1);
-            last_sequence = first - 1;
+            tracing::error!("the last {} lines are lost: the spool or its disk is full", last - first + 1);
+            Vec::new()
+        };
+        Captured { writer: self.writer, last_sequence, digest, dropped: self.dropped }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use otto_proto::v1::LogSource;
+
+    use super::*;
+    use crate::spool::{Reader, RunInfo, create};
+
+    const LIMIT: u64 = 64 << 10;
+
+    fn store(dir: &std::path::Path, on_full: OnFull) -> (Store, Spool) {
+        let (writer, spool) = create(dir, &RunInfo::new("t", "w", 1), LIMIT, 0).unwrap();
+        let options = super::super::Options {
+            policy: Policy { bytes: 1 << 20, lines: 1 << 20, delay: Duration::from_secs(3600) },
+            compressor: Compressor::new(None),
+            on_full,
+            stdout_level: LogLevel::Info,
+            stderr_level: LogLevel::Error,
+            partial_delay: Duration::from_secs(3600),
+            read_bytes: 1 << 20,
+            secrets: None,
+            tee: None,
+        };
+        (Store::new(writer, spool.clone(), &options, Arc::new(Feedback::new(1 << 20))), spool)
+    }
+
+    fn add(store: &mut Store, bytes: usize, stop: &AtomicBool) {
+        let mut line = vec![b'x'; bytes - 1];
+        line.push(b'\n');
+        let attributes = Attributes { time_unix_nanos: 1, level: LogLevel::Info, source: LogSource::Stdout };
+        store.push(&Piece::Lines(&line), attributes, stop);
+        store.flush(stop);
+    }
+
+    #[test]
+    fn lines_dropped_at_the_end_of_a_job_that_waits_are_a_gap() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (mut store, spool) = store(temporary.path(), OnFull::Block);
+        let stop = AtomicBool::new(true);
+        for bytes in [40_000, 40_000, 30_000, 100] {
+            add(&mut store, bytes, &stop);
         }
-        Captured { writer: self.writer, last_sequence, digest: self.digest.finish(), dropped: self.dropped }
+        let captured = store.finish(&stop);
+        assert_eq!((captured.last_sequence, captured.dropped), (4, 2));
+        let mut digest = Digest::new();
+        for bytes in [40_000, 100] {
+            digest.update(&vec![b'x'; bytes - 1]);
+            digest.update(b"\n");
+        }
+        assert_eq!(captured.digest, digest.finish());
+        let mut reader = Reader::at(spool.clone(), 1).unwrap();
+        let records: Vec<_> = std::iter::from_fn(|| reader.next().unwrap()).collect();
+        let places: Vec<_> = records.iter().map(|record| (record.first().unwrap(), record.end().unwrap())).collect();
+        assert_eq!(places, [(1, 2), (2, 3), (3, 4), (4, 5)]);
+        assert!(matches!(&records[2], Record::Gap(gap) if gap.reason() == log_gap::Reason::SpoolFull));
+    }
+
+    #[test]
+    fn lines_without_room_for_their_gap_still_count() {
+        for on_full in [OnFull::Block, OnFull::Drop] {
+            let temporary = tempfile::tempdir().unwrap();
+            let (mut store, spool) = store(temporary.path(), on_full);
+            let stop = AtomicBool::new(true);
+            add(&mut store, 60_000, &stop);
+            // Less is left than a gap takes.
+            while store.gap.is_none() {
+                add(&mut store, 1, &stop);
+            }
+            let last = store.first_sequence - 1;
+            let captured = store.finish(&stop);
+            assert_eq!((captured.last_sequence, spool.pending().last_sequence), (last, last - 1));
+            assert!(captured.digest.is_empty(), "it would tell of a complete log");
+        }
     }
 }

@@ -16,6 +16,9 @@ use super::segment_path;
 /// Bytes of records kept in memory for the reader, so that in the usual case nothing is read back from the files.
 const RECENT_BYTES: u64 = 2 << 20;
 
+/// File that is there when the log server has not all lines.
+const INCOMPLETE: &str = "incomplete";
+
 /// A run's spool. Cheap to clone; all clones are one.
 #[derive(Clone)]
 pub(crate) struct Spool(Arc<Shared>);
@@ -212,7 +215,7 @@ impl Spool {
             let bytes = recent.next - recent.offset;
             state.bytes += bytes;
             if let Some(sequence) = sequence {
-                state.next_sequence = sequence;
+                state.next_sequence = state.next_sequence.max(sequence);
             }
             state.gap_lines += gap_lines;
             let next_sequence = state.next_sequence;
@@ -231,6 +234,19 @@ impl Spool {
     pub(super) fn completed(&self) {
         self.state().complete = true;
         self.0.changed.notify_one();
+    }
+
+    /// Notes that the log server has not all lines that are here, so that whoever drains the spool after us knows that
+    /// the digest of all lines says nothing.
+    pub(crate) fn note_incomplete(&self) {
+        if let Err(error) = File::create(self.dir().join(INCOMPLETE)) {
+            tracing::warn!("noting that the log is incomplete: {error}");
+        }
+    }
+
+    /// Whether the log server lacks lines that were here, as far as [`Spool::note_incomplete`] told.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.dir().join(INCOMPLETE).exists()
     }
 
     /// Removes the run's directory: the log server has everything.

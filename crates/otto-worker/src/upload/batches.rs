@@ -75,7 +75,9 @@ impl Uploader {
             return Err(Break::Protocol("it says it has lines of this run that were not printed yet"));
         }
         // It may go on from an older line, and note the gap itself.
-        self.incomplete |= stored + 1 < first_available;
+        if stored + 1 < first_available {
+            self.lost_lines();
+        }
         // A spool that lost its end in a crash of the machine may know less than the server.
         let acked = stored.max(first_available - 1);
         self.acknowledged(acked);
@@ -159,7 +161,7 @@ impl Uploader {
                 session.window.dropped(refused.first_sequence, refused.last_sequence)?;
                 let lines = (refused.last_sequence + 1).saturating_sub(refused.first_sequence);
                 self.reporter.refused(lines, &refused.message);
-                self.incomplete = true;
+                self.lost_lines();
                 self.acknowledged(session.window.acked());
             }
             Some(Answer::Finished(finished)) => {
@@ -183,10 +185,15 @@ impl Uploader {
         }
         if let Some(finish) = &session.ending {
             let mut finish = finish.clone();
-            finish.last_sequence = finish.last_sequence.max(session.window.acked());
-            if self.incomplete {
+            let from = session.window.next();
+            if finish.last_sequence >= from {
+                return Ok(Some(Ask::Gap(self.end_gap(session, &finish, from))));
+            }
+            // A spool that lost its end knows less than the server.
+            if self.incomplete || finish.last_sequence < session.window.acked() {
                 finish.digest.clear();
             }
+            finish.last_sequence = session.window.acked();
             session.ending_sent = true;
             return Ok(Some(Ask::Finish(finish)));
         }
@@ -206,6 +213,24 @@ impl Uploader {
         }
     }
 
+    /// Of lines the run ends with that no record tells of, not even a gap.
+    fn end_gap(&mut self, session: &mut Session, finish: &FinishRun, from: u64) -> LogGap {
+        // Only when there was no room for the gap is there no digest either.
+        let (reason, message) = if finish.digest.is_empty() {
+            (log_gap::Reason::SpoolFull, "the worker's spool or its disk was full")
+        } else {
+            (log_gap::Reason::Damaged, "the worker's spool was damaged")
+        };
+        self.lost_lines();
+        session.window.sent(finish.last_sequence + 1, 0);
+        LogGap {
+            first_sequence: from,
+            last_sequence: finish.last_sequence,
+            reason: reason.into(),
+            message: message.to_owned(),
+        }
+    }
+
     /// As much of a block as may be sent in one message; the rest is held.
     fn next_of(&mut self, session: &mut Session, block: LogBlock) -> Result<Ask, Break> {
         let from = session.window.next();
@@ -218,7 +243,7 @@ impl Uploader {
             };
             session.window.sent(block.first_sequence, 0);
             session.held = Some(block);
-            self.incomplete = true;
+            self.lost_lines();
             return Ok(Ask::Gap(gap));
         }
         if self.size.is_unsendable(from) {
@@ -233,7 +258,7 @@ impl Uploader {
             if from + 1 < block.end_sequence() {
                 session.held = Some(block);
             }
-            self.incomplete = true;
+            self.lost_lines();
             self.reporter.refused(1, why);
             return Ok(Ask::Gap(gap));
         }
@@ -326,4 +351,55 @@ async fn pause(millis: u32) {
 
 fn message(kind: Ask) -> LogBatchRequest {
     LogBatchRequest { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use otto_proto::block::{Attributes, Builder};
+    use otto_proto::v1::{LogLevel, LogSource, WorkerMetadata};
+
+    use super::*;
+    use crate::settings::Upload;
+    use crate::spool::{RunInfo, create};
+    use crate::upload::Server;
+
+    #[derive(clap::Parser)]
+    struct Flags {
+        #[command(flatten)]
+        upload: Upload,
+    }
+
+    #[tokio::test]
+    async fn lines_the_run_ends_with_that_are_nowhere_are_a_gap() {
+        for (digest, reason) in [(0, log_gap::Reason::SpoolFull), (16, log_gap::Reason::Damaged)] {
+            let temporary = tempfile::tempdir().unwrap();
+            let run = RunInfo::new("t", "w", 1);
+            let (mut writer, spool) = create(temporary.path(), &run, 1 << 20, 0).unwrap();
+            let mut builder = Builder::new();
+            let attributes = Attributes { time_unix_nanos: 1, level: LogLevel::Info, source: LogSource::Stdout };
+            builder.push(b"x\n", attributes);
+            writer.append(Record::Block(builder.finish(1, None).unwrap()), true).unwrap();
+            let finish = FinishRun { last_sequence: 5, digest: vec![1; digest].into(), ..FinishRun::default() };
+            writer.append(Record::Finish(finish), true).unwrap();
+            writer.complete();
+            let server = Server::new("http://127.0.0.1:1", &Flags::parse_from(["test"]).upload).unwrap();
+            let feedback = std::sync::Arc::new(crate::capture::Feedback::new(1000));
+            let (mut uploader, _watcher) =
+                Uploader::new(server, run, WorkerMetadata::default(), spool.clone(), feedback);
+            let mut session =
+                uploader.begin(&RunOpened::default(), &LoggingConfig::default(), 1).unwrap().expect("a session");
+            let mut sent = Vec::new();
+            for _ in 0..6 {
+                while session.has_something_to_send() {
+                    sent.extend(uploader.next(&mut session).unwrap());
+                }
+                session.window.acknowledged(session.window.next() - 1).unwrap();
+            }
+            let [Ask::Block(_), Ask::Gap(gap), Ask::Finish(finish)] = &sent[..] else { panic!("{sent:?}") };
+            assert_eq!((gap.first_sequence, gap.last_sequence, gap.reason()), (2, 5, reason));
+            assert_eq!((finish.last_sequence, finish.digest.is_empty()), (5, true));
+            assert!(spool.is_incomplete());
+        }
+    }
 }

@@ -174,7 +174,7 @@ impl Uploader {
                 session.lines.done(sent.line);
             }
             log_response::Status::Drop => {
-                self.incomplete = true;
+                self.lost_lines();
                 session.refused += 1;
                 self.reporter.refused(1, &answer.message);
                 session.lines.done(sent.line);
@@ -184,7 +184,7 @@ impl Uploader {
                 let most = if empty && session.empty_refused { MOST_TRIES_EMPTY } else { MOST_TRIES };
                 if sent.tries + 1 >= most {
                     // The rest goes on; this one is a gap.
-                    self.incomplete = true;
+                    self.lost_lines();
                     session.refused += 1;
                     if !empty || !std::mem::replace(&mut session.empty_refused, true) {
                         let why = format!("asked {most} times to send again; {}", answer.message);

@@ -121,6 +121,33 @@ async fn what_is_refused_is_a_gap_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn what_was_refused_is_still_known_when_another_drains_the_spool() {
+    let faults = Faults { drop_from: Some(2), drops: 1, ..Faults::default() };
+    let mut server = Server::start_with(faults).await;
+    let setup = Setup::new(&server.url()).env("OTTO_DRAIN_TIMEOUT", "300ms");
+    let agent = setup.start_script(
+        "echo a; while [ ! -e one ]; do sleep 0.01; done; echo b; while [ ! -e two ]; do sleep 0.01; done; echo c",
+    );
+    let run = |server: &Server| server.store.lock().runs.values().next().cloned();
+    eventually("the first line", || run(&server).filter(|run| run.lines.len() == 1)).await;
+    std::fs::write(setup.path("one"), "").unwrap();
+    eventually("the second is refused", || run(&server).filter(|run| run.gaps.len() == 1)).await;
+    eventually("the agent knows", || {
+        let runs = std::fs::read_dir(setup.spool()).unwrap();
+        runs.flatten().any(|run| run.path().join("incomplete").exists()).then_some(())
+    })
+    .await;
+    server.vanish();
+    std::fs::write(setup.path("two"), "").unwrap();
+    assert!(agent.output().await.status.success());
+    server.appear().await;
+    let setup = setup.env("OTTO_DRAIN_TIMEOUT", "20s");
+    let output = setup.drain().await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(server.complete_without_digest().await.messages(), ["a", "c"]);
+}
+
+#[tokio::test]
 async fn lost_data_becomes_a_gap_and_no_loop() {
     let mut server = Server::start().await;
     let setup = Setup::new(&server.url());
