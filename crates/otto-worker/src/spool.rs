@@ -7,6 +7,7 @@
 //! | `run.json` | the run: format, ids, start |
 //! | `lock` | flock held by the agent that writes or drains the run |
 //! | `acked` | how far the log server has it: sequence and checksum, 12 bytes, written in place |
+//! | `incomplete` | empty; there when the log server refused or lost lines, so that the digest of all says nothing |
 //! | `NNNNNNNN.seg` | records in the order of their sequences; removed as a whole once acknowledged |
 //!
 //! Nothing is fsynced: the page cache survives every death of the agent, and a machine's crash ends the job too. After
@@ -30,7 +31,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use reader::Reader;
-pub(crate) use record::Record;
+pub(crate) use record::{Record, shorten};
 pub(crate) use recover::recover;
 pub(crate) use state::Spool;
 pub(crate) use writer::{AppendError, Writer};

@@ -151,6 +151,19 @@ pub(super) fn exit_of_launch(error: &LaunchError, started_at_ms: u64, ended_at_m
         LaunchError::NotExecutable(_) => (126, Class::Image),
         LaunchError::System(_) => (crate::AGENT_FAILED, Class::Infrastructure),
     };
-    let message = error.to_string();
+    let mut message = error.to_string();
+    // It holds the command's name.
+    crate::spool::shorten(&mut message);
     Exit { exit_code: Some(exit_code.into()), signal: None, class, message, started_at_ms, ended_at_ms }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_of_any_length_has_a_short_message() {
+        let exit = exit_of_launch(&LaunchError::NotFound("n".repeat(100_000)), 1, 2);
+        assert!((4000..=4096).contains(&exit.message.len()), "{}", exit.message.len());
+    }
 }

@@ -24,6 +24,18 @@ pub(super) const HEADER: usize = 20;
 /// Longest head that is believed: metadata of lines is in the payload, so a head is small.
 const MAX_HEAD: u32 = 1 << 20;
 
+/// Longest text for people in a record, bytes.
+const MAX_MESSAGE: usize = 4 << 10;
+
+/// Cuts a text for people at 4 KiB, between characters: it may hold what a user gave, of any length.
+pub(crate) fn shorten(text: &mut String) {
+    const CUT: &str = "…";
+    if text.len() > MAX_MESSAGE {
+        text.truncate(text.floor_char_boundary(MAX_MESSAGE - CUT.len()));
+        text.push_str(CUT);
+    }
+}
+
 /// One thing to tell the log server, in the order of sequences.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Record {
@@ -36,6 +48,16 @@ pub(crate) enum Record {
 }
 
 impl Record {
+    /// With texts for people [shortened](shorten).
+    pub(super) fn shortened(mut self) -> Self {
+        match &mut self {
+            Record::Gap(gap) => shorten(&mut gap.message),
+            Record::Finish(finish) => shorten(&mut finish.error_message),
+            Record::Block(_) => {}
+        }
+        self
+    }
+
     /// Sequence after this record; `None`: it moves nothing (a gap of unknown end, the end of the run).
     pub(crate) fn end(&self) -> Option<u64> {
         match self {

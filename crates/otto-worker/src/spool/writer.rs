@@ -1,7 +1,8 @@
 //! Adds records.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io;
+use std::os::unix::fs::FileExt;
 
 use super::record::{self, Record};
 use super::segment_path;
@@ -35,11 +36,12 @@ impl Writer {
         Ok(Writer { spool, file, number, offset: 0, segment_bytes })
     }
 
-    /// Adds a record, which must begin at the sequence after the last one. `at_end`: into the reserve too.
+    /// Adds a record, which must begin at the sequence after the last one. Long texts for people are cut. `at_end`: into the reserve too.
     ///
     /// # Errors
     /// [`AppendError`]; nothing was added.
     pub(crate) fn append(&mut self, record: Record, at_end: bool) -> Result<(), AppendError> {
+        let record = record.shortened();
         let (head, payload) = record::encode(&record);
         let bytes = (head.len() + payload.len()) as u64;
         let (fits, rotate) = {
@@ -56,10 +58,11 @@ impl Writer {
         if !fits && !self.spool.fits(&self.spool.state(), bytes, at_end) {
             return Err(AppendError::Full);
         }
-        if let Err(error) = write_both(&mut self.file, &head, &payload) {
-            // What was written of it is cut off, so that the next record follows the last whole one.
-            self.file.set_len(self.offset)?;
-            io::Seek::seek(&mut self.file, io::SeekFrom::Start(self.offset))?;
+        if let Err(error) = write_both(&self.file, self.offset, &head, &payload) {
+            // What was written of it only takes room; the next record is written over it.
+            if let Err(error) = self.file.set_len(self.offset) {
+                tracing::debug!("cutting off what was written of a record: {error}");
+            }
             return Err(full_or_io(error));
         }
         let (offset, next) = (self.offset, self.offset + bytes);
@@ -91,24 +94,57 @@ fn new_segment(spool: &Spool, number: u64) -> io::Result<File> {
     Ok(file)
 }
 
-fn write_both(file: &mut File, head: &[u8], payload: &[u8]) -> io::Result<()> {
-    let mut slices = [IoSlice::new(head), IoSlice::new(payload)];
-    let mut rest = &mut slices[..];
-    IoSlice::advance_slices(&mut rest, 0);
-    while !rest.is_empty() {
-        match file.write_vectored(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => IoSlice::advance_slices(&mut rest, count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+/// At `offset`, wherever an earlier write that failed may have ended.
+fn write_both(file: &File, offset: u64, head: &[u8], payload: &[u8]) -> io::Result<()> {
+    file.write_all_at(head, offset)?;
+    file.write_all_at(payload, offset + head.len() as u64)
 }
 
 fn full_or_io(error: io::Error) -> AppendError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => AppendError::Full,
         _ => AppendError::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use otto_proto::v1::FinishRun;
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+
+    use super::super::{RunInfo, create};
+    use super::*;
+
+    fn finish(text: &str) -> Record {
+        Record::Finish(FinishRun { error_message: text.to_owned(), ..FinishRun::default() })
+    }
+
+    #[test]
+    fn after_a_write_that_failed_halfway_records_follow_the_last_whole_one() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (mut writer, _spool) = create(temporary.path(), &RunInfo::new("t", "w", 1), 1 << 20, 0).unwrap();
+        // A file that takes two pages and cannot be cut off either.
+        let file = memfd_create("segment", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&file, 8192).unwrap();
+        fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK).unwrap();
+        writer.file = file.into();
+        writer.append(finish("first"), true).unwrap();
+        for _ in 0..2 {
+            writer.append(finish(&"x".repeat(4000)), true).unwrap();
+        }
+        let at = writer.offset;
+        assert!(writer.append(finish(&"y".repeat(4000)), true).is_err());
+        assert_eq!(writer.offset, at);
+        writer.append(finish("last"), true).unwrap();
+        let located = record::locate(&writer.file, at).unwrap();
+        assert_eq!(located.read(&writer.file).unwrap(), finish("last"));
+    }
+
+    #[test]
+    fn texts_of_any_length_are_shortened() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (mut writer, _spool) = create(temporary.path(), &RunInfo::new("t", "w", 1), 1 << 20, 0).unwrap();
+        writer.append(finish(&"ü".repeat(100_000)), true).unwrap();
+        assert!((4000..5000).contains(&writer.offset), "{}", writer.offset);
     }
 }
