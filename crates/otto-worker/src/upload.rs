@@ -157,7 +157,8 @@ impl Uploader {
             match ended {
                 Ok(delivered) => return delivered,
                 Err(ended) => {
-                    if self.learn(&ended) || self.reporter.acked() > before {
+                    self.learn(&ended);
+                    if self.reporter.acked() > before {
                         backoff.reset();
                     }
                     self.reporter.broken(&ended, &self.server.url, self.spool.dir());
@@ -205,16 +206,15 @@ impl Uploader {
         Ok(config)
     }
 
-    /// What the end of a session teaches; whether the next one will go differently for it.
-    fn learn(&mut self, ended: &Break) -> bool {
+    /// What the end of a session teaches.
+    fn learn(&mut self, ended: &Break) {
         match ended {
             // The connection may be half open; a new one also asks for the name's address again.
-            Break::Silence => {
-                self.client = self.server.connect();
-                false
+            Break::Silence => self.client = self.server.connect(),
+            Break::Status(status) if is_too_large(status) => {
+                self.size.refused(status.code() == Code::OutOfRange);
             }
-            Break::Status(status) if is_too_large(status) => self.size.refused(),
-            _ => false,
+            _ => {}
         }
     }
 
@@ -241,9 +241,13 @@ fn accepted(response: RegistrationResponse) -> Result<LoggingConfig, Break> {
     }
 }
 
-/// A message that the transport does not carry (tonic says OUT_OF_RANGE, gRPC RESOURCE_EXHAUSTED).
+/// A message that the transport does not carry. Tonic says OUT_OF_RANGE; gRPC's other implementations say
+/// RESOURCE_EXHAUSTED, which is also the answer of servers that are short of something else: only the text tells.
 fn is_too_large(status: &Status) -> bool {
-    matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) && status.message().contains("message")
+    let text = status.message().to_ascii_lowercase();
+    // Tonic and our own servers; Go, C++ and Python; Java.
+    let large = ["too large", "larger than", "exceeds maximum size"].iter().any(|what| text.contains(what));
+    matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) && text.contains("message") && large
 }
 
 /// The code, the message, and what is behind it (a connection refused, a broken pipe).
@@ -259,4 +263,28 @@ fn describe(status: &Status) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_speaks_of_a_messages_size_is_about_it() {
+        let large = [
+            Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 4 bytes"),
+            Status::resource_exhausted("the message is too large: found 9 bytes, the limit is: 4 bytes"),
+            Status::resource_exhausted("grpc: received message larger than max (9 vs. 4)"),
+            Status::resource_exhausted("Received message larger than max (9 vs. 4)"),
+            Status::resource_exhausted("gRPC message exceeds maximum size 4: 9"),
+        ];
+        assert!(large.iter().all(is_too_large));
+        let other = [
+            Status::resource_exhausted("too many messages are waiting"),
+            Status::resource_exhausted("the message could not be stored: the disk is full"),
+            Status::out_of_range("message 7 is out of range"),
+            Status::unknown("message larger than max"),
+        ];
+        assert!(!other.iter().any(is_too_large));
+    }
 }
