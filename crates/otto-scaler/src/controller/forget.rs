@@ -69,6 +69,7 @@ impl Controller {
         }
         if task.facts.workers.is_empty() && !task.busy {
             task.busy = true;
+            task.removing = true;
             let (store, task_id, version) = (Arc::clone(&self.store), task_id.to_owned(), stored.version);
             let call = async move {
                 let result = within(DEADLINE, store.remove(&task_id, version)).await;
@@ -86,6 +87,7 @@ impl Controller {
         let answer = match result {
             Ok(()) => {
                 self.stored(task_id, &mut task, None);
+                task.removing = false;
                 task.told.clear();
                 Ok(())
             }

@@ -28,6 +28,8 @@ const PROBE_EVERY: Millis = 5_000;
 pub(super) const EXPIRE_EVERY: Millis = 60_000;
 /// Expired records removed at once.
 pub(super) const EXPIRE_BATCH: usize = 500;
+/// Results that are looked for again after the store was away were stored within this.
+const LOSABLE: Millis = 60 * 60_000;
 /// Other writers an event gives way to, before its sender is asked to try again.
 const CONFLICTS: u32 = 16;
 /// Changes that a look at the driver would tell again are stored within this.
@@ -158,6 +160,11 @@ impl Controller {
             Decision::Put { record, touched, unchanged } => {
                 let entry = waiter.0.entry;
                 self.write(task_id, task, record, entry, Why::Event { waiter, touched, unchanged, conflicts });
+            }
+            // It came again, perhaps because the store went back to before it was applied: then the store must have it
+            // before the entry is acknowledged.
+            Decision::AlreadyProcessed if waiter.0.entry.is_some() && !read => {
+                self.read(task_id, task, Some((waiter, conflicts)));
             }
             Decision::AlreadyProcessed => {
                 let Some(record) = task.stored.clone() else { return };
@@ -336,6 +343,16 @@ impl Controller {
         self.publisher.publish(events);
     }
 
+    /// The store had a record that it now has in an older version or not at all (it was restored, or crashed before all
+    /// was on its disk), and nobody removed it.
+    fn is_lost(&self, task: &Task, held: &Record, found: Option<&Record>) -> bool {
+        let expired = self.clock.now().saturating_sub(self.options.defaults.retention);
+        match found {
+            Some(found) => found.version < held.version,
+            None => !task.removing && held.ended_at.is_none_or(|at| !held.phase.is_terminal() || at > expired),
+        }
+    }
+
     fn was_read(
         &mut self,
         task_id: &str,
@@ -343,20 +360,28 @@ impl Controller {
         waiter: Option<(Waiter, u32)>,
         result: Result<Option<Arc<Record>>, StoreError>,
     ) {
+        let held = task.stored.clone();
+        let lost = held.filter(|held| result.as_ref().is_ok_and(|found| self.is_lost(task, held, found.as_deref())));
         match (result, waiter) {
-            (Ok(None), waiter) if task.stored.as_ref().is_some_and(|record| !record.phase.is_terminal()) => {
-                // Nobody removes a live task's record: the store lost it. Its workers go on, so it is written again.
-                tracing::warn!(task_id, "the task store lost the record of a live task; it is written again");
+            (Ok(found), waiter) if let Some(held) = lost => {
+                // What was done by it was done: it is written again over what the store went back to.
+                let version = found.map_or(0, |found| found.version) + 1;
+                tracing::warn!(
+                    task_id,
+                    held = held.version,
+                    version,
+                    "the task store lost a record; it is written again"
+                );
                 task.uncertain = false;
+                let entry = waiter.as_ref().and_then(|((event, _), _)| event.entry);
+                let entry = entry.filter(|entry| held.last_entry == Some(*entry));
                 if let Some((waiter, _)) = waiter {
                     task.waiting.push_front(waiter);
                 }
-                let record = task.stored.as_deref().cloned();
-                if let Some(record) = record {
-                    self.write(task_id, task, Record { version: 1, ..record }, None, Why::Settled);
-                }
+                self.write(task_id, task, Record { version, ..(*held).clone() }, entry, Why::Settled);
             }
             (Ok(record), waiter) => {
+                task.removing = false;
                 let asked_before = task.orphaned.is_some();
                 task.uncertain = false;
                 match record {
@@ -433,6 +458,14 @@ impl Controller {
         if let Some(outage) = self.outage.take() {
             tracing::info!(tasks = outage.stuck.len(), "the task store is back");
             self.dirty.extend(outage.stuck);
+            // It may have come back with less than it had.
+            let since = self.clock.now().saturating_sub(LOSABLE);
+            for (task_id, task) in &mut self.tasks {
+                if task.stored.as_ref().is_some_and(|record| record.ended_at.is_none_or(|at| at >= since)) {
+                    task.uncertain = true;
+                    self.dirty.insert(task_id.clone());
+                }
+            }
         }
         if self.loaded.is_cancelled() {
             self.health.send_if_modified(|health| !std::mem::replace(&mut health.store, true));

@@ -29,6 +29,8 @@ pub(super) struct Task {
     pub(super) busy: bool,
     /// A write may or may not have happened: it is read again before anything else.
     pub(super) uncertain: bool,
+    /// Its record is being removed, or may have been.
+    pub(super) removing: bool,
     pub(super) waiting: std::collections::VecDeque<Waiter>,
     pub(super) told: BTreeMap<Attempt, Told>,
     /// When changes that are stored without hurry are stored.

@@ -477,6 +477,48 @@ async fn a_store_that_lost_everything_is_told_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_went_back_is_told_again() {
+    let mut f = fresh().await;
+    let first = event("over", Direction::Up, 1, Some(1));
+    changed(f.handle.apply(first.clone()).await);
+    changed(f.up("live", 1).await);
+    let before = f.store.records.lock().unwrap().clone();
+    changed(f.up("live", 2).await);
+    for key in [key("over", 0, 1), key("live", 0, 1), key("live", 1, 1)] {
+        f.until_created(&key.task_id, key.index, 1).await;
+        f.driver.start(&key);
+    }
+    f.driver.end(&key("over", 0, 1), Class::Success);
+    f.until_phase("over", Phase::Succeeded).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The entry comes again: it is not acknowledged before the store has its effect again.
+    for older in [Some(before["over"].clone()), None] {
+        {
+            let mut records = f.store.records.lock().unwrap();
+            records.remove("over");
+            records.extend(older.clone().map(|older| ("over".to_owned(), older)));
+            f.store.acknowledged.lock().unwrap().clear();
+        }
+        already(f.handle.apply(first.clone()).await);
+        let record = f.store.record("over").unwrap();
+        assert_eq!((record.phase, record.version), (Phase::Succeeded, older.map_or(0, |older| older.version) + 1));
+        assert!(f.store.acknowledged.lock().unwrap().contains(&first.entry.unwrap()));
+    }
+    // The store was away, and nothing else happens.
+    f.store.set(Mood::Away);
+    f.health.wait_for(|health| !health.store).await.unwrap();
+    *f.store.records.lock().unwrap() = before;
+    f.store.set(Mood::Well);
+    f.ready().await;
+    f.until("written again", |f| {
+        let phase = |task| f.store.record(task).map(|record| (record.phase, record.workers.len()));
+        phase("over") == Some((Phase::Succeeded, 1)) && phase("live") == Some((Phase::Live, 2))
+    })
+    .await;
+    assert_eq!(f.driver.created.lock().unwrap().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_damaged_record_stops_nobody_else() {
     let f = fresh().await;
     f.store.damaged.lock().unwrap().replace("bad".into());
