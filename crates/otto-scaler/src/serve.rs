@@ -29,6 +29,7 @@ use crate::grpc::tasks::Tasks;
 use crate::inbox::DeadLetters;
 use crate::inbox::redis::Redis;
 use crate::inbox::redis::link;
+use crate::inbox::redis::owner::Identity;
 use crate::metrics::Metrics;
 use crate::store::TaskStore;
 use crate::store::embedded::EmbeddedStore;
@@ -71,6 +72,14 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     metrics.register(&mut admin.registry());
     let redis = config.redis.options(config.limits.record_retention)?;
     let redis = redis.map(Redis::new).transpose().map_err(|error| anyhow::anyhow!(error))?;
+    let redis = match redis {
+        Some(redis) => {
+            let data_dir = config.data_dir.clone();
+            Some(redis.owned_by(tokio::task::spawn_blocking(move || Identity::of(&data_dir)).await??))
+        }
+        None => None,
+    };
+    let owner = redis.as_ref().map(Redis::owner);
     let store: Arc<dyn TaskStore> = match &redis {
         Some(redis) => Arc::new(redis.store()),
         None => {
@@ -207,6 +216,10 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     watchers.wait().await;
     stop.cancel();
     rest(&mut core).await;
+    if let Some(owner) = owner {
+        // Another scaler may go on.
+        owner.release().await;
+    }
     stop_carriers.cancel();
     rest(&mut back).await;
     stop_driver.cancel();

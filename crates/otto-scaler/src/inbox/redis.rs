@@ -8,7 +8,7 @@
 //! - an entry that was deleted before it was settled is reported;
 //! - a group that was lost begins where everything was settled.
 //!
-//! Only the leader runs an inbox: one reader, so that the order holds.
+//! One scaler at a time reads a stream ([`owner`]), so that the order holds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use self::dead_letters::RedisDeadLetters;
 use self::keys::{EventStart, Keys};
 use self::link::{Link, Url};
+use self::owner::{Identity, Owner};
 use self::progress::Progress;
 use self::session::Inbox;
 use self::worker_events::RedisWorkerEvents;
@@ -34,6 +35,7 @@ mod entry;
 mod group;
 pub(crate) mod keys;
 pub(crate) mod link;
+pub(crate) mod owner;
 pub(crate) mod progress;
 mod session;
 #[cfg(test)]
@@ -77,6 +79,7 @@ pub(crate) struct Redis {
     dead_link: Link,
     worker_events_link: Link,
     progress: Arc<Progress>,
+    me: Option<Arc<Identity>>,
 }
 
 impl Redis {
@@ -92,14 +95,25 @@ impl Redis {
             dead_link: link(),
             worker_events_link: link(),
             progress: Arc::default(),
+            me: None,
             options: Arc::new(options),
         })
+    }
+
+    /// The same for a scaler that claims the stream for itself: while another one has it, nothing is read or written.
+    pub(crate) fn owned_by(self, me: Identity) -> Self {
+        Self { me: Some(Arc::new(me)), ..self }
+    }
+
+    /// Whose the stream is.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner { link: self.link.clone(), keys: Arc::clone(&self.keys), me: self.me.clone() }
     }
 
     /// The task store.
     pub(crate) fn store(&self) -> RedisStore {
         let (keys, progress) = (Arc::clone(&self.keys), Arc::clone(&self.progress));
-        RedisStore::new(self.link.clone(), keys, progress, self.options.retention)
+        RedisStore::new(self.link.clone(), keys, progress, self.options.retention, self.owner())
     }
 
     /// The events that could not be applied.

@@ -13,6 +13,7 @@ use redis::{RedisError, Script};
 use super::{StoreError, TaskStore};
 use crate::inbox::redis::keys::Keys;
 use crate::inbox::redis::link::Link;
+use crate::inbox::redis::owner::{Owned, Owner};
 use crate::inbox::redis::progress::Progress;
 use crate::task::{EntryId, Millis, Record};
 
@@ -37,6 +38,7 @@ pub(crate) struct RedisStore {
     progress: Arc<Progress>,
     /// After this time without a scaler that removes it, an ended record expires by itself.
     expiry: Duration,
+    owner: Owner,
 }
 
 /// `format`, `version` and `record` of a stored hash.
@@ -44,8 +46,9 @@ type Stored = (Option<u32>, Option<u64>, Option<String>);
 
 impl RedisStore {
     /// `retention`: how long records of ended tasks are kept; they expire by themselves after twice that time.
-    pub(crate) fn new(link: Link, keys: Arc<Keys>, progress: Arc<Progress>, retention: Duration) -> Self {
-        Self { link, keys, progress, expiry: retention.saturating_mul(2) }
+    /// Nothing is read or written while another one than `owner` has the stream.
+    pub(crate) fn new(link: Link, keys: Arc<Keys>, progress: Arc<Progress>, retention: Duration, owner: Owner) -> Self {
+        Self { link, keys, progress, expiry: retention.saturating_mul(2), owner }
     }
 
     fn unavailable(&self, error: &RedisError) -> StoreError {
@@ -53,6 +56,8 @@ impl RedisStore {
     }
 
     async fn fetch(&self, task_id: &str) -> Result<Option<Record>, StoreError> {
+        // Workers are started by what is read here, so a scaler that lost the stream must not even read.
+        self.owner.allow().await?;
         let stored: Stored = redis::cmd("HMGET")
             .arg(self.keys.record(task_id))
             .arg(&["format", "version", "record"])
@@ -63,6 +68,7 @@ impl RedisStore {
     }
 
     async fn load_tasks(&self, ended: usize) -> Result<Vec<Record>, StoreError> {
+        self.owner.allow().await?;
         let mut link = self.link.clone();
         let mut records: BTreeMap<String, Record> = BTreeMap::new();
         // The live ones first: a task that ends meanwhile is seen at least once.
@@ -122,6 +128,7 @@ impl RedisStore {
             .key(self.keys.ended())
             .key(self.keys.applied())
             .key(&self.keys.stream)
+            .key(self.keys.owner())
             .arg(&record.task_id)
             .arg(expected)
             .arg(record.version)
@@ -131,10 +138,14 @@ impl RedisStore {
             .arg(u64::try_from(expiry).unwrap_or(u64::MAX).min(i64::MAX as u64 / 2))
             .arg(&self.keys.group)
             .arg(text(applied))
-            .arg(text(marker));
+            .arg(text(marker))
+            .arg(self.owner.id());
         let answer: String = call.invoke_async(&mut self.link.clone()).await.map_err(|e| self.unavailable(&e))?;
         match answer.as_str() {
             "written" | "applied" => Ok(()),
+            other if let Some(name) = other.strip_prefix("owned ") => {
+                Err(StoreError::Unavailable(Owned(name.to_owned()).to_string()))
+            }
             _ => Err(StoreError::Conflict(record.task_id.clone())),
         }
     }
@@ -208,6 +219,7 @@ impl RedisStore {
     }
 
     async fn check(&self) -> Result<(), StoreError> {
+        self.owner.allow().await?;
         // A write: a replica, or a Redis whose disk is full, answers reads for ever.
         redis::cmd("SET")
             .arg(self.keys.ping())

@@ -67,3 +67,41 @@ async fn redis_goes_away_and_comes_back() {
     f.calls.scale_up(shell("u", 1, "true")).await.unwrap();
     f.until_state("u", TaskState::Succeeded).await;
 }
+
+/// The owner is killed and comes back on its data, then ends: only then the other one goes on.
+#[tokio::test]
+async fn a_second_scaler_on_the_same_stream_stands_by() {
+    let redis = RedisServer::start().await.unwrap();
+    let url = redis.url();
+    let mut one = Fixture::start(&["--redis-url", &url]).await;
+    one.calls.scale_up(shell("first", 1, "true")).await.unwrap();
+    let mut two = Fixture::start(&["--redis-url", &url]).await;
+    let stands_by = async |two: &Fixture| {
+        let (status, text) = two.http("/readyz").await;
+        assert!(status == 503 && text.contains("another otto-scaler (") && text.contains("owns this stream"), "{text}");
+    };
+    stands_by(&two).await;
+    assert_eq!(two.http("/livez").await.0, 200);
+    let status = two.calls.scale_up(shell("refused", 1, "true")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+
+    one.kill_and_restart().await;
+    let out = one.dir.path().join("out");
+    let command = serde_json::json!(["/bin/sh", "-c", format!("echo once >> {}", out.display())]).to_string();
+    add(&redis, &[("type", "scale_up"), ("task_id", "event"), ("command", &command)]).await;
+    eventually("the event is applied", || async {
+        let request = otto_proto::v1::GetTaskRequest { task_id: "event".into() };
+        one.tasks.clone().get_task(request).await.ok()
+    })
+    .await;
+    one.until_state("event", TaskState::Succeeded).await;
+    stands_by(&two).await;
+
+    one.scaler.process.signal(rustix::process::Signal::TERM).unwrap();
+    assert!(one.scaler.process.wait().await.unwrap().success());
+    eventually("the other is ready", || async { (two.http("/readyz").await.0 == 200).then_some(()) }).await;
+    two.calls.scale_up(shell("then", 1, "true")).await.unwrap();
+    two.until_state("then", TaskState::Succeeded).await;
+    two.until_state("event", TaskState::Succeeded).await;
+    assert_eq!(lines(&out), ["once"]);
+}

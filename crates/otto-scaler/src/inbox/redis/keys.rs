@@ -70,6 +70,11 @@ impl Keys {
         format!("{}:lost:unread", self.prefix)
     }
 
+    /// The scaler which reads the stream: its id and its name.
+    pub(crate) fn owner(&self) -> String {
+        format!("{}:owner", self.prefix)
+    }
+
     /// Written by every ping.
     pub(crate) fn ping(&self) -> String {
         format!("{}:ping", self.prefix)

@@ -17,6 +17,7 @@ use super::dead_letters::RedisDeadLetters;
 use super::entry::{self, Entry};
 use super::group::{Group, Position};
 use super::link::Health;
+use super::owner::{NotHad, Owned, Owner};
 use super::{Redis, STRAY, Target};
 use crate::controller::{Applied, ApplyError};
 use crate::event::parse;
@@ -44,9 +45,10 @@ const DELETED: &str = "deleted from the stream before it was applied";
 /// A group that holds back this many entries from being trimmed is named in the log.
 const HELD_BACK: u64 = 100_000;
 
-/// Reads the event stream. Run by the leader alone.
+/// Reads the event stream while it is this scaler's.
 pub(crate) struct Inbox {
     redis: Redis,
+    owner: Owner,
     group: Group,
     store: RedisStore,
     dead_letters: RedisDeadLetters,
@@ -62,6 +64,8 @@ enum Failed {
     Redis(RedisError),
     #[error("{0}")]
     Store(#[from] StoreError),
+    #[error("{0}")]
+    Owned(Owned),
     #[error("event {entry} could not be applied: {message}")]
     Unavailable { entry: EntryId, message: String },
     /// The controller is ending.
@@ -75,11 +79,29 @@ impl From<RedisError> for Failed {
     }
 }
 
+impl From<NotHad> for Failed {
+    fn from(error: NotHad) -> Self {
+        match error {
+            NotHad::Owned(owned) => Self::Owned(owned),
+            NotHad::Redis(error) => Self::Redis(error),
+        }
+    }
+}
+
 impl Inbox {
     pub(super) fn new(redis: Redis, target: Arc<dyn Target>, metrics: Metrics) -> Self {
         let group = Group { link: redis.link.clone(), keys: Arc::clone(&redis.keys) };
         let (health, _) = watch::channel(Health::NotServing("not reading yet".to_owned()));
-        Self { store: redis.store(), dead_letters: redis.dead_letters(), group, redis, target, metrics, health }
+        Self {
+            store: redis.store(),
+            dead_letters: redis.dead_letters(),
+            owner: redis.owner(),
+            group,
+            redis,
+            target,
+            metrics,
+            health,
+        }
     }
 
     /// Whether events are being read.
@@ -121,12 +143,17 @@ impl Inbox {
     }
 
     async fn session(&self) -> Result<Infallible, Failed> {
+        self.owner.claim().await?;
         let position = self.group.ensure(self.redis.options.start, self.redis.options.retention).await?;
         self.redis.progress.reset(position.marker);
         self.dead_letters.prepare().await?;
         let reader = self.redis.link.dedicated(BLOCK).await?;
         let mut pump = Pump { inbox: self, under_way: FuturesUnordered::new() };
-        match self.read_on(reader, &position, &mut pump).await {
+        let ended = tokio::select! {
+            ended = self.read_on(reader, &position, &mut pump) => ended,
+            ended = self.owner.keep() => ended.map_err(Failed::from),
+        };
+        match ended {
             // Everything under way answers before any of it is submitted again.
             Err(error) => {
                 let _ = tokio::time::timeout(SETTLE, pump.drain()).await;

@@ -22,6 +22,7 @@ use crate::task::Record;
 mod faults;
 mod flow;
 mod links;
+mod owners;
 mod starts;
 mod storing;
 

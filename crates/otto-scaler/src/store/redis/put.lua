@@ -1,13 +1,16 @@
 -- Writes a task's record, marks a stream entry as applied and acknowledges it: all or nothing.
 -- An entry that was applied before is only acknowledged. A repeated call (its answer was lost) answers as the first did.
 --
--- KEYS: record, live tasks, ended tasks, highest applied id, event stream
+-- KEYS: record, live tasks, ended tasks, highest applied id, event stream, owner
 -- ARGV: task id, version expected, version new, record as JSON, created at, ended at or '', time to live in ms or '0',
---       group, entry id or '', id up to which all is settled or ''
--- Answers 'written', 'applied' (before) or 'conflict'.
+--       group, entry id or '', id up to which all is settled or '', id of the scaler or ''
+-- Answers 'written', 'applied' (before), 'conflict' or 'owned NAME' (by another scaler).
 local record, live, ended, highest, stream = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local task, expected, version, json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local created_at, ended_at, ttl, group, entry, settled = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+
+local owner, owner_name = string.match(redis.call('GET', KEYS[6]) or '', '^(%S+) (.*)$')
+if ARGV[11] ~= '' and owner and owner ~= ARGV[11] then return 'owned ' .. owner_name end
 
 local function acknowledge()
   if entry == '' then return end
