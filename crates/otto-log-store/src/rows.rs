@@ -32,6 +32,8 @@ pub(crate) struct RunRow {
     pub(crate) gaps: Arc<Vec<LogGap>>,
     /// Lines inside gaps after `expired_through`.
     pub(crate) missing: u64,
+    /// A gap without an end begins at `expected`: nothing was stored after it.
+    pub(crate) open_gap: bool,
     pub(crate) finish: Option<Arc<FinishRun>>,
     pub(crate) first_time: Option<i64>,
     pub(crate) last_time: Option<i64>,
@@ -57,6 +59,7 @@ impl RunRow {
             bytes: 0,
             gaps: Arc::default(),
             missing: 0,
+            open_gap: false,
             finish: None,
             first_time: None,
             last_time: None,
@@ -70,6 +73,7 @@ impl RunRow {
 
     /// Counts a gap from the expected sequence on.
     pub(crate) fn add_gap(&mut self, gap: &LogGap) {
+        self.open_gap = gap.last_sequence == 0;
         if gap.last_sequence >= gap.first_sequence {
             self.missing += gap.last_sequence - gap.first_sequence + 1;
             self.expected = gap.last_sequence + 1;
@@ -107,6 +111,7 @@ impl RunRow {
             bytes: self.bytes,
             gaps: self.gaps.to_vec(),
             missing: self.missing,
+            open_gap: self.open_gap,
             finish: self.finish.as_deref().cloned(),
             first_time: self.first_time,
             last_time: self.last_time,
@@ -132,6 +137,7 @@ impl RunRow {
             bytes: wire.bytes,
             gaps: Arc::new(wire.gaps),
             missing: wire.missing,
+            open_gap: wire.open_gap,
             finish: wire.finish.map(Arc::new),
             first_time: wire.first_time,
             last_time: wire.last_time,
@@ -159,6 +165,7 @@ impl RunRow {
             bytes: self.bytes,
             gaps,
             missing_lines: self.missing + self.expired_through,
+            open_gap: self.open_gap,
             finish: self.finish.as_deref().cloned(),
             first_time_unix_nanos: self.first_time,
             last_time_unix_nanos: self.last_time,
@@ -452,6 +459,8 @@ struct WireRun {
     last_segment: u64,
     #[prost(bool, tag = "19")]
     created: bool,
+    #[prost(bool, tag = "20")]
+    open_gap: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

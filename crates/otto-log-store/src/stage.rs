@@ -238,6 +238,7 @@ impl<'a> Stage<'a> {
         run.entries.push(Entry::new(EntryKind::Block, header, end, segment, generation, offset));
         let row = &mut run.row;
         row.expected = end;
+        row.open_gap = false;
         row.lines += u64::from(header.lines);
         row.bytes += u64::from(header.payload_bytes);
         row.first_time = Some(row.first_time.map_or(header.min_time, |time| time.min(header.min_time)));
@@ -263,6 +264,7 @@ impl<'a> Stage<'a> {
     fn add_finish(&mut self, id: u64, finish: FinishRun, stored_at: i64) {
         let Some(run) = self.delta.runs.get_mut(&id) else { return };
         run.row.finish = Some(Arc::new(finish));
+        run.row.open_gap = false;
         run.row.active_at = stored_at;
         if let Some(task) = self.delta.tasks.get_mut(&*run.row.key.task_id) {
             task.changed = true;

@@ -62,6 +62,8 @@ pub struct RunInfo {
     pub gaps: Vec<LogGap>,
     /// Lines inside gaps, EXPIRED included.
     pub missing_lines: u64,
+    /// The last record is a gap without an end, at `expected`. It tells a repeated one even where `gaps` is full.
+    pub open_gap: bool,
     /// How it ended; `None`: not ended, or ended without telling.
     pub finish: Option<FinishRun>,
     /// Smallest time of its lines, nanoseconds since the Unix epoch.

@@ -79,6 +79,7 @@ mod tests {
             bytes: 0,
             gaps: Vec::new(),
             missing_lines: 0,
+            open_gap: false,
             finish: None,
             first_time_unix_nanos: None,
             last_time_unix_nanos: None,

@@ -108,6 +108,42 @@ async fn a_gap_without_an_end_is_told_once_and_the_run_goes_on() {
 }
 
 #[tokio::test]
+async fn a_gap_without_an_end_is_known_however_many_gaps_there_were() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = open(directory.path());
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    let open_gap = async |store: &otto_log_store::Store| {
+        let info = store.run(run).await.unwrap().unwrap();
+        assert!(info.gaps.len() <= 1_000);
+        info.open_gap
+    };
+    // More than are listed.
+    let gaps: Vec<_> = (1..=1_001).map(|first| store.append(run, gap(first, first))).collect();
+    for append in gaps {
+        append.await.unwrap();
+    }
+    assert!(!open_gap(&store).await);
+    assert_eq!(store.append(run, gap(1_002, 0)).await, Ok(1_002));
+    for rebuilt in [false, true] {
+        assert!(open_gap(&store).await);
+        store.close().await;
+        if rebuilt {
+            std::fs::remove_file(directory.path().join("index.redb")).unwrap();
+        }
+        store = open(directory.path());
+    }
+    assert!(open_gap(&store).await);
+    append(&store, run, 1, 1_002, 5).await;
+    assert!(!open_gap(&store).await);
+    assert_eq!(store.append(run, gap(1_007, 0)).await, Ok(1_007));
+    assert_eq!(store.append(run, gap(1_007, 1_008)).await, Ok(1_009));
+    assert!(!open_gap(&store).await);
+    assert_eq!(store.append(run, gap(1_009, 0)).await, Ok(1_009));
+    store.append(run, finish(1_008)).await.unwrap();
+    assert!(!open_gap(&store).await);
+}
+
+#[tokio::test]
 async fn reading_begins_at_a_sequence_a_time_or_some_lines_before_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
