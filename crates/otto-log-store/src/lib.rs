@@ -15,6 +15,7 @@
 //! | `layer`, `catalogue` | what is known of segments that are not in the index yet; the newest of it wins |
 //! | `index` | sealed segments: runs, tasks, events, where blocks are; written once per segment, in one transaction |
 //! | `sealer`, `merge` | in the background: merging small blocks, indexing, retention |
+//! | `age` | how old something is when the clock cannot be believed |
 //! | `directory`, `scan`, `recover` | opening, and what a crash or a bad disk left |
 //! | `cursor`, `watch` | reading and following |
 //!
@@ -32,9 +33,16 @@
 //! the page cache, which may hold what never reached the disk: it writes the last commit once more and syncs it before
 //! its records count as stored, and fails if the disk does.
 //!
+//! **When a thread fails.** If the writer or the sealer panics, the store is failed as after a failed fdatasync: it
+//! reads, refuses everything else, and can be closed and opened again.
+//!
+//! **A clock that jumps.** Order is by sequence. A jump forward makes nothing older for retention while the store is
+//! open, a jump back nothing younger than it says (`age`).
+//!
 //! **Deliberately absent:** replication; removal of single runs' bytes before their segment goes; any timer on the way
 //! of a line.
 
+mod age;
 mod batch;
 mod catalogue;
 mod cursor;

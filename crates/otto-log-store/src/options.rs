@@ -4,10 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Where retention takes its time from.
+use crate::age::nanos;
+
+/// Where the store takes its time from.
 pub trait Clock: Send + Sync + 'static {
-    /// Nanoseconds since the Unix epoch.
+    /// Nanoseconds since the Unix epoch. May jump, back and forth.
     fn now_unix_nanos(&self) -> i64;
+
+    /// Time since some moment that stays the same while the process lives. Goes on at the real pace, also while the
+    /// machine sleeps, and never jumps. Retention believes the other clock only as far as this one bears it out.
+    fn monotonic(&self) -> Duration;
 }
 
 /// The operating system's clock.
@@ -16,9 +22,13 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now_unix_nanos(&self) -> i64 {
-        SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, nanos)
+    }
+
+    fn monotonic(&self) -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanos)
     }
 }
 
@@ -30,7 +40,8 @@ pub struct Options {
     /// A segment is sealed when it reaches this size, bytes. 64 KiB to 1 GiB; default 64 MiB.
     pub segment_bytes: u64,
     /// Lines older than this (by the time they were stored) are removed, segment by segment: at the latest when they
-    /// are an eighth older. `None`: never. Default 7 days.
+    /// are an eighth older. A clock that jumps forward while the store is open makes nothing older: lines then stay
+    /// until they are really that old, or the store is opened again. `None`: never. Default 7 days.
     pub retention_age: Option<Duration>,
     /// The oldest segments are removed when all together are larger, bytes. `None`: no limit. Default 10 GiB.
     pub retention_bytes: Option<u64>,
@@ -48,7 +59,7 @@ pub struct Options {
     pub index_cache_bytes: usize,
     /// Whether small neighbouring blocks are merged when a segment is sealed. Default true.
     pub merge: bool,
-    /// Where retention takes its time from.
+    /// Where the store takes its time from.
     pub clock: Arc<dyn Clock>,
     /// For tests: makes the disk fail.
     #[doc(hidden)]

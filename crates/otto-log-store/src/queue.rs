@@ -20,8 +20,8 @@ pub(crate) enum Job {
     OpenRun(RunKey, Option<WorkerMetadata>, Reply<RunState>),
     PutEvents(Vec<WorkerEvent>, Reply<u32>),
     RemoveTask(String, Reply<bool>),
-    /// Retention: hide what the segment holds.
-    Expire(Expiry, Reply<()>),
+    /// Retention: hide what the segment holds. Runs that were last active before that time are not waited for.
+    Expire(Expiry, i64, Reply<()>),
     /// Begin a new segment.
     Seal,
 }
@@ -39,7 +39,7 @@ impl Job {
             Self::OpenRun(_, _, reply) => drop(reply.send(Err(error))),
             Self::PutEvents(_, reply) => drop(reply.send(Err(error))),
             Self::RemoveTask(_, reply) => drop(reply.send(Err(error))),
-            Self::Expire(_, reply) => drop(reply.send(Err(error))),
+            Self::Expire(_, _, reply) => drop(reply.send(Err(error))),
             Self::Seal => {}
         }
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::age::{AgeClock, nanos};
 use crate::error::{Health, StoreError};
 use crate::index::{Expiry, IndexError, Meta, SegmentRow};
 use crate::layer::Layer;
@@ -38,6 +39,7 @@ pub(crate) struct Sealer {
     /// The segment that the writer was told to seal.
     told_to_seal: Option<(u64, Instant)>,
     waiting: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    ages: AgeClock,
     looked_at_clock: Option<Instant>,
     index_failed: Option<Instant>,
     /// Commits at the last look at the clock.
@@ -61,6 +63,7 @@ enum Due {
 impl Sealer {
     pub(crate) fn new(shared: Arc<Shared>, sealed: BTreeMap<u64, SegmentRow>) -> Self {
         Self {
+            ages: AgeClock::new(&*shared.options.clock),
             shared,
             sealed,
             expiring: None,
@@ -296,8 +299,8 @@ impl Sealer {
             return Ok(Due::Wait);
         }
         let age = self.shared.options.retention_age;
-        let age = age.map(|age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
-        let now = self.shared.options.clock.now_unix_nanos();
+        let age = age.map(nanos);
+        let now = self.ages.now(&*self.shared.options.clock);
         if self.is_too_much()
             && let Some((segment, _)) = self.sealed.first_key_value()
         {
@@ -322,7 +325,10 @@ impl Sealer {
     fn expire(&mut self, segment: u64) -> Result<(), StoreError> {
         let expiry = self.shared.index.reader()?.expiry(segment)?;
         let (reply, answer) = oneshot::channel();
-        let job = Job::Expire(expiry.clone(), reply);
+        // A run that was silent for so long is not waited for. Not by the writer's clock, which may have jumped.
+        let options = &self.shared.options;
+        let silent_since = self.ages.now(&*options.clock).saturating_sub(nanos(options.idle_run_age));
+        let job = Job::Expire(expiry.clone(), silent_since, reply);
         self.shared.queue.push(job, 0, true)?;
         self.expiring = Some(Expiring { expiry, answer });
         Ok(())

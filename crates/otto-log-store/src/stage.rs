@@ -367,8 +367,8 @@ impl<'a> Stage<'a> {
     }
 
     /// Hides what the oldest segment holds. What must outlive it is written anew: the state of runs that go on, of
-    /// their tasks. Doing it twice changes nothing more.
-    pub(crate) fn expire(&mut self, batch: &mut Batch, expiry: &Expiry, idle: i64) -> Result<(), StoreError> {
+    /// their tasks. Runs last active before `silent_since` do not go on. Doing it twice changes nothing more.
+    pub(crate) fn expire(&mut self, batch: &mut Batch, expiry: &Expiry, silent_since: i64) -> Result<(), StoreError> {
         let in_memory = |catalogue: &Catalogue, name: &str| catalogue.task_in_memory(name).is_some();
         let mut only_here = Vec::new();
         for name in &expiry.tasks {
@@ -382,7 +382,7 @@ impl<'a> Stage<'a> {
         for (id, end, lines, bytes) in &expiry.runs {
             let Some(row) = self.run(*id)? else { continue };
             let newest_here = row.last_segment == expiry.segment && self.catalogue.run_in_memory(*id).is_none();
-            if newest_here && (row.finish.is_some() || self.now - row.active_at > idle) {
+            if newest_here && (row.finish.is_some() || row.active_at < silent_since) {
                 self.touch_task(batch, &row.key.task_id)?;
                 put(batch, Kind::RunRemoved, *id, 0, &[], self.now);
                 self.drop_run(*id)?;

@@ -147,7 +147,6 @@ impl Writer {
         let mut stage = Stage::new(&catalogue, now);
         let mut answers: Vec<Answer> = Vec::with_capacity(jobs.len());
         let mut seal = false;
-        let idle = i64::try_from(self.shared.options.idle_run_age.as_nanos()).unwrap_or(i64::MAX);
         for job in jobs {
             match job {
                 Job::Append(run, record, reply) => {
@@ -158,8 +157,8 @@ impl Writer {
                 }
                 Job::PutEvents(events, reply) => answers.push(answer(stage.put_events(batch, events), reply)),
                 Job::RemoveTask(task, reply) => answers.push(answer(stage.remove_task(batch, &task), reply)),
-                Job::Expire(expiry, reply) => {
-                    answers.push(answer(stage.expire(batch, &expiry, idle), reply));
+                Job::Expire(expiry, silent_since, reply) => {
+                    answers.push(answer(stage.expire(batch, &expiry, silent_since), reply));
                 }
                 Job::Seal => seal = true,
             }

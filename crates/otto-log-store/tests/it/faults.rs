@@ -4,6 +4,7 @@ use std::io;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use otto_log_store::{Clock, Faults, From, Health, OpenError, Options, Record, Store, StoreError};
 use otto_proto::v1::{log_gap::Reason, worker_event::Type};
@@ -158,6 +159,10 @@ impl Clock for Trap {
             panic!("the test wants the sealer to fail");
         }
         1_000_000_000_000
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

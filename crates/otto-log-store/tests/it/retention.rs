@@ -127,8 +127,74 @@ async fn a_clock_that_jumps_back_removes_nothing() {
     let store = Store::open(Options { clock: clock.clone(), ..options(directory.path()) }).unwrap();
     let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
     append(&store, run, 1, 1, 10).await;
-    clock.0.fetch_sub(DAY.as_nanos() as i64 / 100, std::sync::atomic::Ordering::SeqCst);
+    clock.jump(-(DAY.as_nanos() as i64) / 100);
     assert_eq!(store.append(run, Record::Block(block(1, 11, 1000))).await, Ok(1011));
     store.apply_retention().await.unwrap();
     read(&store, run, From::Sequence(1)).await.check(1, 1, 1011);
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_forward_removes_nothing_and_what_is_really_old_still_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new();
+    let options = || Options {
+        retention_age: Some(7 * DAY),
+        idle_run_age: 30 * DAY,
+        clock: clock.clone() as Arc<dyn otto_log_store::Clock>,
+        ..options(directory.path())
+    };
+    let store = Store::open(options()).unwrap();
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    append(&store, run, 1, 1, 10).await;
+    clock.advance(DAY);
+    store.apply_retention().await.unwrap();
+    // Longer than everything is kept.
+    let year = 365 * DAY.as_nanos() as i64;
+    clock.jump(year);
+    for _ in 0..3 {
+        clock.advance(DAY);
+        store.apply_retention().await.unwrap();
+    }
+    read(&store, run, From::Sequence(1)).await.check(1, 1, 11);
+    assert_eq!(store.stats().expired_segments, 0);
+    append(&store, run, 1, 11, 10).await;
+    // Its time is over though the clock is still wrong; that of what was stored in the meantime is not.
+    clock.advance(5 * DAY);
+    store.apply_retention().await.unwrap();
+    let seen = read(&store, run, From::Sequence(1)).await;
+    assert_eq!(seen.gaps, [(1, 10, Reason::Expired)]);
+    seen.check(1, 1, 21);
+    // The clock is put right.
+    clock.jump(-year);
+    store.apply_retention().await.unwrap();
+    append(&store, run, 1, 21, 10).await;
+    read(&store, run, From::Sequence(11)).await.check(1, 11, 31);
+    // One that is ahead when the store is opened is believed (so far that what it stamped before is old, too).
+    store.close().await;
+    clock.jump(2 * year);
+    let store = Store::open(options()).unwrap();
+    store.apply_retention().await.unwrap();
+    assert!(store.stats().expired_segments > 0);
+}
+
+/// The limit by size removes a segment while the clock is wrong: silent runs can go on all the same.
+#[tokio::test]
+async fn a_clock_that_jumps_forward_forgets_no_silent_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new();
+    let store = Store::open(Options {
+        retention_age: None,
+        retention_bytes: Some(128 << 10),
+        clock: clock.clone(),
+        ..options(directory.path())
+    })
+    .unwrap();
+    let silent = store.open_run(&key("t", "silent"), None).await.unwrap().id;
+    append(&store, silent, 2, 1, 5).await;
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    clock.jump(365 * DAY.as_nanos() as i64);
+    fill(&store, run, 1, 1, 8_001).await;
+    store.apply_retention().await.unwrap();
+    assert!(store.stats().expired_segments > 0);
+    append(&store, silent, 2, 6, 5).await;
 }

@@ -9,23 +9,35 @@ use otto_proto::v1::{FinishRun, LogBlock, LogLevel, LogSource, WorkerEvent, log_
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A clock that a test moves.
+/// A clock that a test moves: the wall clock, and nanoseconds of it that were jumps.
 #[derive(Debug)]
-pub(crate) struct ManualClock(pub(crate) AtomicI64);
+pub(crate) struct ManualClock(AtomicI64, AtomicI64);
 
 impl ManualClock {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self(AtomicI64::new(1_000_000_000_000)))
+        Arc::new(Self(AtomicI64::new(1_000_000_000_000), AtomicI64::new(0)))
     }
 
+    /// So much time goes by.
     pub(crate) fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_nanos() as i64, Ordering::SeqCst);
+    }
+
+    /// The wall clock is set otherwise.
+    pub(crate) fn jump(&self, nanos: i64) {
+        self.0.fetch_add(nanos, Ordering::SeqCst);
+        self.1.fetch_add(nanos, Ordering::SeqCst);
     }
 }
 
 impl Clock for ManualClock {
     fn now_unix_nanos(&self) -> i64 {
         self.0.load(Ordering::SeqCst)
+    }
+
+    fn monotonic(&self) -> Duration {
+        let nanos = self.0.load(Ordering::SeqCst) - self.1.load(Ordering::SeqCst);
+        Duration::from_nanos(nanos as u64)
     }
 }
 
