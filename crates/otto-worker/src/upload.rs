@@ -84,6 +84,8 @@ pub(crate) struct Uploader {
     by_entries: bool,
     /// Refused lines, or lines the server lost: the digest of all lines says nothing then.
     incomplete: bool,
+    /// Lines in gaps and refused lines, of those sent entry by entry in all sessions.
+    missing_entries: u64,
 }
 
 /// Everything is with the log server.
@@ -142,6 +144,7 @@ impl Uploader {
             size: Size::default(),
             by_entries: false,
             incomplete,
+            missing_entries: 0,
         };
         (uploader, watcher)
     }

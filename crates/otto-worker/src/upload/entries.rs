@@ -5,12 +5,14 @@
 //! server takes them readily again; order is only disturbed among those that were on their way.
 //!
 //! What was on its way when a stream broke is sent again, and may be there twice: these servers cannot tell.
+//!
+//! They know no gaps: an entry of ours tells of each.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use otto_proto::block::DecodedBlock;
-use otto_proto::v1::{LogEntry, LogResponse, LoggingConfig, log_response};
+use otto_proto::v1::{LogEntry, LogGap, LogResponse, LoggingConfig, log_gap, log_response};
 use otto_service::client::Backoff;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -20,7 +22,7 @@ use tonic::{Request, Streaming};
 use super::pace::Pace;
 use super::text::Form;
 use super::{Break, Delivered, Uploader};
-use crate::capture::Demand;
+use crate::capture::{Demand, now_unix_nanos};
 use crate::spool::{Reader, Record};
 
 /// Entries on their way, where the server sets no limit.
@@ -61,7 +63,6 @@ impl Uploader {
             backoff: Backoff::new(PAUSES.0, PAUSES.1),
             pause: None,
             empty_refused: false,
-            refused: 0,
             drained: false,
             ended: false,
         };
@@ -73,7 +74,7 @@ impl Uploader {
                 break;
             }
             if session.ended {
-                return Ok(Delivered { missing: 0 });
+                return Ok(Delivered { missing: self.missing_entries });
             }
             self.feedback.set_demand(Demand::Idle);
             self.spool.changed().await;
@@ -91,7 +92,7 @@ impl Uploader {
         // A session ends with its stream; the server may end its side when it likes.
         drop(outbound);
         let _ = tokio::time::timeout(self.server.deadline(), inbound.message()).await;
-        Ok(Delivered { missing: session.refused })
+        Ok(Delivered { missing: self.missing_entries })
     }
 
     async fn exchange_entries(
@@ -152,11 +153,20 @@ impl Uploader {
                 Some(Record::Block(block)) => {
                     let decoded = DecodedBlock::decode(&block)
                         .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error.to_string()))?;
-                    session.lines.skip_to(block.first_sequence);
+                    session.expect(block.first_sequence, log_gap::Reason::Damaged, "the worker's spool was damaged");
                     session.block = Some(decoded);
                 }
-                Some(Record::Gap(gap)) => session.lines.skip_to(gap.last_sequence.saturating_add(1)),
-                Some(Record::Finish(_)) => session.ended = true,
+                Some(Record::Gap(gap)) => {
+                    session.expect(gap.first_sequence, log_gap::Reason::Damaged, "the worker's spool was damaged");
+                    session.gap(gap);
+                }
+                Some(Record::Finish(finish)) => {
+                    // As of batches: no record tells of them, for there was no room.
+                    let (end, why) =
+                        (finish.last_sequence.saturating_add(1), "the worker's spool or its disk was full");
+                    session.expect(end, log_gap::Reason::SpoolFull, why);
+                    session.ended = true;
+                }
             }
         }
         self.settle(session);
@@ -175,9 +185,8 @@ impl Uploader {
             }
             log_response::Status::Drop => {
                 self.lost_lines();
-                session.refused += 1;
-                self.reporter.refused(1, &answer.message);
-                session.lines.done(sent.line);
+                self.reporter.tell_refused(1, &answer.message);
+                session.lines.refused(sent.line);
             }
             log_response::Status::Retry => {
                 let empty = sent.entry.message.is_empty();
@@ -185,12 +194,11 @@ impl Uploader {
                 if sent.tries + 1 >= most {
                     // The rest goes on; this one is a gap.
                     self.lost_lines();
-                    session.refused += 1;
                     if !empty || !std::mem::replace(&mut session.empty_refused, true) {
                         let why = format!("asked {most} times to send again; {}", answer.message);
-                        self.reporter.refused(1, &why);
+                        self.reporter.tell_refused(1, &why);
                     }
-                    session.lines.done(sent.line);
+                    session.lines.refused(sent.line);
                 } else {
                     session.send_again(sent, answer.retry_delay_ms);
                 }
@@ -200,11 +208,13 @@ impl Uploader {
         Ok(())
     }
 
-    fn settle(&mut self, session: &Session) {
+    fn settle(&mut self, session: &mut Session) {
         let acked = session.lines.acked();
         // Each time costs a write: not for each line of many.
         if acked > self.reporter.acked() + 64 || session.sent.is_empty() {
             self.acknowledged(acked);
+            // Those of lines that another session sends again are counted there.
+            self.missing_entries += std::mem::take(&mut session.lines.missing);
         }
     }
 }
@@ -213,25 +223,38 @@ impl Uploader {
 #[derive(Debug)]
 struct Lines {
     acked: u64,
-    /// (sequence, entries not answered yet), from the oldest.
-    open: VecDeque<(u64, usize)>,
+    /// From the oldest.
+    open: VecDeque<Open>,
     last: u64,
+    /// Of those done since it was taken.
+    missing: u64,
+}
+
+/// A line, or a gap.
+#[derive(Debug)]
+struct Open {
+    first: u64,
+    last: u64,
+    /// Entries not answered yet.
+    left: usize,
+    missing: bool,
 }
 
 impl Lines {
     fn new(acked: u64) -> Self {
-        Lines { acked, open: VecDeque::new(), last: acked }
+        Lines { acked, open: VecDeque::new(), last: acked, missing: 0 }
     }
 
-    /// Lines before `sequence` that were not added are none.
-    fn skip_to(&mut self, sequence: u64) {
-        self.last = self.last.max(sequence.saturating_sub(1));
-        self.pop();
-    }
-
+    /// The next line.
     fn add(&mut self, entries: usize) {
         self.last += 1;
-        self.open.push_back((self.last, entries));
+        self.open.push_back(Open { first: self.last, last: self.last, left: entries, missing: false });
+    }
+
+    /// The next lines up to `last` are missing; one entry tells so. Known by the first of them.
+    fn add_gap(&mut self, last: u64) {
+        self.open.push_back(Open { first: self.last + 1, last, left: 1, missing: true });
+        self.last = last;
     }
 
     fn last(&self) -> u64 {
@@ -240,17 +263,29 @@ impl Lines {
 
     /// One entry of the line is answered for good.
     fn done(&mut self, line: u64) {
-        if let Ok(at) = self.open.binary_search_by_key(&line, |(sequence, _)| *sequence) {
-            self.open[at].1 = self.open[at].1.saturating_sub(1);
-        }
-        self.pop();
+        self.answered(line, false);
     }
 
-    fn pop(&mut self) {
-        while self.open.front().is_some_and(|(_, left)| *left == 0) {
+    /// As [`Lines::done`], and the line is not whole without it.
+    fn refused(&mut self, line: u64) {
+        self.answered(line, true);
+    }
+
+    fn answered(&mut self, line: u64, missing: bool) {
+        if let Ok(at) = self.open.binary_search_by_key(&line, |open| open.first) {
+            let open = &mut self.open[at];
+            open.left = open.left.saturating_sub(1);
+            open.missing |= missing;
+        }
+        while let Some(open) = self.open.front()
+            && open.left == 0
+        {
+            if open.missing {
+                self.missing += open.last - open.first + 1;
+            }
             self.open.pop_front();
         }
-        self.acked = self.open.front().map_or(self.last, |(sequence, _)| sequence - 1);
+        self.acked = self.open.front().map_or(self.last, |open| open.first - 1);
     }
 
     fn acked(&self) -> u64 {
@@ -277,7 +312,6 @@ struct Session {
     backoff: Backoff,
     pause: Option<Instant>,
     empty_refused: bool,
-    refused: u64,
     drained: bool,
     ended: bool,
 }
@@ -295,6 +329,35 @@ impl Session {
             taken = true;
         }
         taken
+    }
+
+    /// The next record begins there: what is before and was not read is missing.
+    fn expect(&mut self, sequence: u64, reason: log_gap::Reason, message: &str) {
+        let gap = LogGap {
+            first_sequence: self.lines.last() + 1,
+            last_sequence: sequence.saturating_sub(1),
+            reason: reason.into(),
+            message: message.to_owned(),
+        };
+        if gap.first_sequence <= gap.last_sequence {
+            self.gap(gap);
+        }
+    }
+
+    /// Tells of a gap, as far as it was not told of.
+    fn gap(&mut self, mut gap: LogGap) {
+        // Of an unknown end: it is no line's entry.
+        let mut line = 0;
+        if gap.last_sequence > 0 {
+            gap.first_sequence = gap.first_sequence.max(self.lines.last() + 1);
+            if gap.last_sequence < gap.first_sequence {
+                return;
+            }
+            line = gap.first_sequence;
+            self.lines.add_gap(gap.last_sequence);
+        }
+        let entry = self.form.gap(&gap, now_unix_nanos());
+        self.waiting.push_back(Outgoing { entry, line, tries: 0 });
     }
 
     fn is_done(&self) -> bool {
@@ -357,14 +420,17 @@ mod tests {
         let mut lines = Lines::new(4);
         lines.add(1);
         lines.add(3);
-        lines.skip_to(10);
+        lines.add_gap(9);
         lines.add(1);
         assert_eq!((lines.acked(), lines.last()), (4, 10));
-        for (line, acked) in [(6, 4), (10, 4), (5, 5), (6, 5), (6, 10)] {
+        for (line, acked) in [(6, 4), (10, 4), (5, 5), (6, 5), (0, 5), (6, 6), (7, 10)] {
             lines.done(line);
-            assert_eq!(lines.acked(), acked);
+            assert_eq!((lines.acked(), lines.missing), (acked, if acked == 10 { 3 } else { 0 }));
         }
-        lines.skip_to(21);
-        assert_eq!(lines.acked(), 20);
+        lines.add(2);
+        lines.refused(11);
+        assert_eq!((lines.acked(), lines.missing), (10, 3));
+        lines.refused(11);
+        assert_eq!((lines.acked(), lines.missing), (11, 4));
     }
 }

@@ -55,6 +55,11 @@ impl Reporter {
 
     pub(super) fn refused(&self, lines: u64, why: &str) {
         self.sender.send_modify(|progress| progress.refused += lines);
+        self.tell_refused(lines, why);
+    }
+
+    /// As [`Reporter::refused`], where lines are counted elsewhere.
+    pub(super) fn tell_refused(&self, lines: u64, why: &str) {
         tracing::warn!("the log server refused {lines} lines: {why}");
     }
 

@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 
 use otto_proto::block::LineRef;
-use otto_proto::v1::{LogEntry, LogLevel, LogSource};
+use otto_proto::v1::{LogEntry, LogGap, LogLevel, LogSource};
 
 /// Metadata of an entry whose bytes were not all UTF-8.
 const LOSSY: &str = "otto.lossy";
 /// Metadata of an entry whose line goes on in the next entry of its source.
 const CONTINUED: &str = "otto.continued";
+/// Metadata of an entry that stands for missing lines: `FIRST-LAST`, without LAST if it is not known.
+const GAP: &str = "otto.gap";
+/// Why they are missing, as the contract names it, in lower case.
+const GAP_REASON: &str = "otto.gap_reason";
 
 /// Who sends, and what the server takes.
 pub(super) struct Form {
@@ -53,6 +57,30 @@ impl Form {
             if rest.is_empty() {
                 return entries;
             }
+        }
+    }
+
+    /// The entry that tells of missing lines, where there is no other way to tell.
+    pub(super) fn gap(&self, gap: &LogGap, time_unix_nanos: i64) -> LogEntry {
+        let (first, last) = (gap.first_sequence, gap.last_sequence);
+        let (what, range) = match last {
+            0 => (format!("lines from {first} on may be missing"), format!("{first}-")),
+            _ if first == last => (format!("line {first} is missing"), format!("{first}-{last}")),
+            _ => (format!("lines {first} to {last} are missing"), format!("{first}-{last}")),
+        };
+        let why = if gap.message.is_empty() { String::new() } else { format!(": {}", gap.message) };
+        let mut message = format!("otto: {what}{why}");
+        message.truncate(cut(&message, self.most_bytes.unwrap_or(usize::MAX)));
+        let reason = gap.reason().as_str_name().to_ascii_lowercase();
+        LogEntry {
+            worker_id: self.worker_id.clone(),
+            task_id: self.task_id.clone(),
+            timestamp: rfc3339(time_unix_nanos),
+            level: level(LogLevel::Warn).to_owned(),
+            source: "stderr".to_owned(),
+            message,
+            metadata: HashMap::from([(GAP.to_owned(), range), (GAP_REASON.to_owned(), reason)]),
+            sequence: None,
         }
     }
 }
@@ -133,6 +161,21 @@ mod tests {
         assert_eq!(parts, ["aé", "€", "😀", "b"]);
         assert!(entries[..3].iter().all(|entry| entry.metadata.contains_key("otto.continued")));
         assert!(entries[3].metadata.is_empty());
+    }
+
+    #[test]
+    fn a_gap_is_a_sentence() {
+        let form = Form { worker_id: "w".into(), task_id: "t".into(), most_bytes: Some(61), with_metadata: false };
+        let text = |first_sequence, last_sequence, message: &str| {
+            let reason = otto_proto::v1::log_gap::Reason::SpoolFull.into();
+            let entry = form.gap(&LogGap { first_sequence, last_sequence, reason, message: message.to_owned() }, 1);
+            assert_eq!(entry.metadata["otto.gap_reason"], "spool_full");
+            (entry.message, entry.metadata["otto.gap"].clone())
+        };
+        assert_eq!(text(5, 7, "full"), ("otto: lines 5 to 7 are missing: full".to_owned(), "5-7".to_owned()));
+        assert_eq!(text(5, 5, ""), ("otto: line 5 is missing".to_owned(), "5-5".to_owned()));
+        assert_eq!(text(8, 0, "x"), ("otto: lines from 8 on may be missing: x".to_owned(), "8-".to_owned()));
+        assert_eq!(text(8, 0, &"ü".repeat(50)).0.len(), 60);
     }
 
     #[test]

@@ -57,6 +57,45 @@ async fn empty_lines_are_given_up_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn what_is_missing_is_counted_over_all_streams() {
+    let server = LegacyServer::start(State { cuts: vec![150], ..State::default() }).await;
+    let setup = Setup::new(server.url());
+    let output = setup.run_script("echo; echo; seq 300; echo").await;
+    assert!(output.status.success());
+    assert!(stderr(&output).contains("\"3 lines are missing in the log"), "{}", stderr(&output));
+}
+
+#[tokio::test]
+async fn gaps_are_told_of_by_entries() {
+    let server = LegacyServer::start(State { cuts: vec![20, 100], ..State::default() }).await;
+    let flags = ["--tee", "false", "--compression", "none", "--spool-bytes", "1MiB", "--on-full", "drop"];
+    let setup = Setup::without_server().flags(&flags);
+    let script = "line=$(head -c 1000 /dev/zero | tr '\\0' y); yes $line | head -n 3000; exit 1";
+    assert_eq!(setup.run_script(script).await.status.code(), Some(1));
+    let setup = setup.flags(&["--log-server", server.url()]);
+    let output = setup.drain().await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let state = server.state.lock().unwrap();
+    let gaps: std::collections::HashSet<&str> =
+        state.entries.iter().filter_map(|entry| entry.metadata.get("otto.gap").map(String::as_str)).collect();
+    let missing: u64 = gaps
+        .iter()
+        .map(|gap| {
+            let (first, last) = gap.split_once('-').unwrap();
+            let (first, last) = (first.parse::<u64>().unwrap(), last.parse::<u64>().unwrap());
+            let text = format!("otto: lines {first} to {last} are missing: ");
+            let entry = state.entries.iter().find(|entry| entry.message.starts_with(&text)).unwrap();
+            assert_eq!(entry.metadata["otto.gap_reason"], "spool_full");
+            last - first + 1
+        })
+        .sum();
+    assert!((1000..3000).contains(&missing), "{gaps:?}");
+    assert!(state.entries.iter().filter(|entry| entry.message.starts_with('y')).count() as u64 + missing >= 3000);
+    let text = format!("\"{missing} lines are missing in the log");
+    assert!(stderr(&output).contains(&text), "{text} {}", stderr(&output));
+}
+
+#[tokio::test]
 async fn its_retries_are_obeyed() {
     let server = LegacyServer::start(State { retry_every: 50, ..State::default() }).await;
     let setup = Setup::new(server.url());
