@@ -14,8 +14,7 @@ use crate::auth::ClientAuth;
 use crate::client::Endpoint;
 
 /// What `--help` says of it: `#[command(after_help = probe::HELP)]`.
-pub const HELP: &str =
-    "With `--check-health URL` and nothing else it asks the server at URL (http://HOST:PORT, gRPC) whether it serves: exit \
+pub const HELP: &str = "With `--check-health URL` and nothing else it asks the server at URL (http://HOST:PORT, gRPC) whether it serves: exit \
      code 0 if so, 1 otherwise.";
 
 /// Longest time the server may take.

@@ -144,7 +144,7 @@ async fn a_daemon_that_keeps_the_output_open_is_waited_for_and_killed() {
     let server = Server::start().await;
     let setup = Setup::new(&server.url()).flags(&["--linger", "300ms"]);
     let agent = setup.start_script(
-        "sleep 100 & echo $! > in-group; setsid sh -c 'echo $$ > away; exec sleep 100' & 
+        "sleep 100 & echo $! > in-group; setsid sh -c 'echo $$ > away; exec sleep 100' &
          while [ ! -s away ]; do sleep 0.01; done; echo done; exit 4",
     );
     let (in_group, away) = (line_of(&setup.path("in-group")).await, line_of(&setup.path("away")).await);
