@@ -1,3 +1,4 @@
 //! What other implementations rely on.
+#![allow(clippy::unwrap_used)]
 
 mod compatibility;
