@@ -293,8 +293,6 @@ impl Batches<'_> {
     /// Whether a gap of unknown end was stored here before: it does not move the run on, so its number alone does not
     /// tell that it is a duplicate.
     async fn has_open_gap(&mut self, first: u64) -> Result<bool, End> {
-        let known =
-            |run: &RunInfo| run.gaps.last().is_some_and(|gap| gap.first_sequence == first && gap.last_sequence == 0);
         while !self.writer.is_idle() {
             if self.writer.pending() > 0 {
                 let settled = self.writer.settled().await;
@@ -307,7 +305,7 @@ impl Batches<'_> {
         if let Ok(Some(run)) = self.context.store.run(self.run.id).await {
             self.run = run;
         }
-        Ok(known(&self.run))
+        Ok(self.run.open_gap && self.run.expected == first)
     }
 
     async fn on_finish(&mut self, finish: FinishRun) -> Result<(), End> {

@@ -146,6 +146,30 @@ async fn gaps_told_by_the_worker() {
 }
 
 #[tokio::test]
+async fn a_gap_of_unknown_end_is_stored_once_however_many_gaps_there_were() {
+    let server = Server::start().await;
+    let (mut stream, _) = server.open("w", "run").await;
+    let gap = |first_sequence, last_sequence| {
+        let reason = log_gap::Reason::SpoolFull.into();
+        Request::Gap(LogGap { first_sequence, last_sequence, reason, ..LogGap::default() })
+    };
+    // More than are listed with a run.
+    for first in 1..=1_050 {
+        stream.send(gap(first, first)).await;
+        if first % 50 == 0 {
+            stream.acknowledged(first).await;
+        }
+    }
+    for _ in 0..3 {
+        stream.send(gap(1_051, 0)).await;
+        stream.acknowledged(1_050).await;
+    }
+    let read = server.read(task()).await;
+    let open = read.gaps.iter().filter(|gap| gap.gap.as_ref().unwrap().last_sequence == 0).count();
+    assert_eq!(open, 1);
+}
+
+#[tokio::test]
 async fn a_newer_session_wins() {
     let server = Server::start().await;
     let (mut older, _) = server.open("w", "run").await;
