@@ -73,11 +73,15 @@ impl Registry {
         self.lock().workers.len()
     }
 
-    /// Room for a stream; the number of streams that are open if there is none.
-    pub(crate) fn admit(&self) -> Result<Admission, usize> {
-        let permit = self.admissions.clone().try_acquire_owned().map_err(|_| self.max_sessions)?;
+    /// Counts a stream while it is open.
+    pub(crate) fn open(&self) -> Open {
         self.open.inc();
-        Ok(Admission { open: self.open.clone(), _permit: permit })
+        Open(self.open.clone())
+    }
+
+    /// A place for a stream; how many places there are if none is free.
+    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, usize> {
+        self.admissions.clone().try_acquire_owned().map_err(|_| self.max_sessions)
     }
 
     /// Whether one more worker may be registered (one that is registered may be registered again).
@@ -143,14 +147,11 @@ impl Registry {
 
 /// A stream that is open, counted.
 #[derive(Debug)]
-pub(crate) struct Admission {
-    open: Gauge,
-    _permit: OwnedSemaphorePermit,
-}
+pub(crate) struct Open(Gauge);
 
-impl Drop for Admission {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.open.dec();
+        self.0.dec();
     }
 }
 
@@ -240,9 +241,11 @@ mod tests {
         let registry = Registry::new(1, Duration::ZERO, 2, open.clone());
         let (first, _second) = (registry.admit().unwrap(), registry.admit().unwrap());
         assert_eq!(registry.admit().unwrap_err(), 2);
-        assert_eq!(open.get(), 2);
         drop(first);
         assert!(registry.admit().is_ok());
+        let (first, _second) = (registry.open(), registry.open());
+        assert_eq!(open.get(), 2);
+        drop(first);
         assert_eq!(open.get(), 1);
     }
 }

@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::query::Query;
 use crate::registry::Registry;
 use crate::session::Context;
+use crate::session::memory::Memory;
 use crate::settings::Settings;
 
 /// How long sessions may take to store what they have read, after their connections have ended.
@@ -89,6 +90,7 @@ pub async fn run(settings: Settings, bound: Bound, store: Store, drain: Drain) -
     let context = Context {
         store: store.clone(),
         registry: registry.clone(),
+        memory: Memory::new(limits.max_held_bytes.as_usize()),
         limits,
         metrics,
         drain: drain.token(),

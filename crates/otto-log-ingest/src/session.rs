@@ -14,10 +14,13 @@ pub(crate) mod batches;
 pub(crate) mod end;
 pub(crate) mod entries;
 pub(crate) mod entry;
+pub(crate) mod memory;
 pub(crate) mod numbering;
 mod opening;
 pub(crate) mod outbox;
 pub(crate) mod registration;
+#[cfg(test)]
+mod tests;
 pub(crate) mod writer;
 
 use std::sync::Arc;
@@ -40,6 +43,8 @@ pub(crate) struct Context {
     pub(crate) registry: Arc<Registry>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Arc<Metrics>,
+    /// For what the store cannot take yet.
+    pub(crate) memory: memory::Memory,
     /// Cancelled when the program drains.
     pub(crate) drain: CancellationToken,
     /// Owns the sessions' tasks.

@@ -135,6 +135,11 @@ pub struct Limits {
     #[arg(long, env = "OTTO_STREAM_IN_FLIGHT_BYTES", value_name = "SIZE", default_value = "8MiB")]
     pub stream_in_flight_bytes: ByteSize,
 
+    /// Bytes of all streams together that were received and cannot be queued yet; what does not fit is given back with RETRY
+    /// at once.
+    #[arg(long, env = "OTTO_MAX_HELD_BYTES", value_name = "SIZE", default_value = "64MiB")]
+    pub max_held_bytes: ByteSize,
+
     /// Lines a worker is told to have unacknowledged at most; 0: no limit.
     #[arg(long, env = "OTTO_CLIENT_BUFFER_LINES", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=i32::MAX as i64))]
     pub client_buffer_lines: u32,

@@ -101,6 +101,17 @@ impl Assembler {
         self.open_bytes
     }
 
+    /// Memory of lines that were not taken yet, about, bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.open_bytes + self.ready.iter().map(|submission| submission.bytes).sum::<usize>()
+    }
+
+    /// The range collected and not taken yet: its first sequence, and the one after its last.
+    pub(crate) fn collected(&self) -> (u64, u64) {
+        let first = self.ready.front().map_or(self.first, |submission| submission.first);
+        (if self.is_empty() { self.next } else { first }, self.next)
+    }
+
     /// Whether there is anything that [`take`](Self::take) would give.
     pub(crate) fn is_empty(&self) -> bool {
         self.builder.is_empty() && self.ready.is_empty()
@@ -131,8 +142,7 @@ impl Assembler {
 
     /// Goes back to `next`: everything collected since was refused. Gives the range collected and not taken yet.
     pub(crate) fn rewind(&mut self, next: u64) -> (u64, u64) {
-        let begin = self.ready.front().map_or(self.first, |submission| submission.first);
-        let range = (if self.is_empty() { self.next } else { begin }, self.next);
+        let range = self.collected();
         self.ready.clear();
         // Only its allocations are wanted.
         drop(self.builder.finish(1, None));

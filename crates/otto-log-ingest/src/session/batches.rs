@@ -1,12 +1,16 @@
 //! `StreamLogBatches` and `UploadLogs`: many lines per message, stored as they came.
 
+mod order;
+
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use otto_log_store::{Record, RunInfo, StoreError};
+use otto_proto::block::{MAX_LINES, MAX_PAYLOAD_BYTES};
 use otto_proto::v1::log_batch_request::Kind;
 use otto_proto::v1::log_batch_response::Kind as Reply;
+use otto_proto::v1::log_gap::Reason;
 use otto_proto::v1::{
     FinishRun, LogBatchRequest, LogBatchResponse, LogBlock, LogGap, RunAck, RunDrop, RunFinished, RunOpened, RunRetry,
     UploadLogsResponse,
@@ -19,11 +23,13 @@ use super::opening::{enter, lost};
 use super::outbox::{self, Answer, Outbox};
 use super::writer::{Settled, Submission, What, Writer};
 use super::{Context, End, NameSpan};
-use crate::metrics::Retry;
+use crate::metrics::{Dropped, Retry};
 use crate::registry::Session;
 
 /// Records of a stream that are queued in the store at once.
 const IN_FLIGHT: usize = 256;
+/// Largest payload the store takes: what fits before compression, and what a compression that fails adds.
+const MAX_STORED_BYTES: usize = MAX_PAYLOAD_BYTES as usize + (1 << 20);
 
 impl outbox::Reply for LogBatchResponse {
     fn take(answer: &mut Answer) -> (Self, bool) {
@@ -76,7 +82,8 @@ where
     S: Stream<Item = Result<LogBatchRequest, E>> + Unpin,
     E: Into<End>,
 {
-    let _open = context
+    let _open = context.registry.open();
+    let _place = context
         .registry
         .admit()
         .map_err(|limit| End::Exhausted { limit: "max-sessions", description: format!("{limit} streams are open") })?;
@@ -114,13 +121,15 @@ where
     let mut batches = Batches {
         context,
         outbox,
-        writer: Writer::new(context.store.clone(), context.metrics.clone(), run.id, expected),
+        writer: Writer::new(context, run.id, expected),
         run,
         expected,
         finished,
         finishing: finished,
         holes: Holes::default(),
         refusing: None,
+        refusals: 0,
+        owed: None,
         ended: None,
         duplicates: 0,
     };
@@ -149,6 +158,11 @@ struct Batches<'a> {
     holes: Holes,
     /// Nothing is tried before.
     refusing: Option<(Instant, StoreError)>,
+    /// How often the store did not take what it was given.
+    refusals: u64,
+    /// A gap of unknown end that the store did not take. Its number does not tell whether it is missing, so nothing is
+    /// stored behind it before it is, whether its client sends it again or not.
+    owed: Option<LogGap>,
     ended: Option<Result<(), End>>,
     duplicates: u64,
 }
@@ -177,8 +191,7 @@ impl Batches<'_> {
                 && held.is_none()
                 && self.writer.bytes() < stream_bytes
                 && self.writer.pending() < IN_FLIGHT;
-            // An upload cannot be told to send again: it waits.
-            let patience = held.filter(|_| self.outbox.is_some()).map(|since| since + self.context.limits.busy_wait);
+            let patience = self.patience();
             tokio::select! {
                 biased;
                 () = gone.cancelled(), if open => self.ended = Some(Err(End::Gone)),
@@ -192,11 +205,7 @@ impl Batches<'_> {
                     }
                 }
                 () = self.context.store.ready(), if held.is_some() => self.writer.pump(),
-                () = sleep_until(patience), if patience.is_some() => {
-                    if let Some((first, end)) = self.writer.release() {
-                        self.refuse(first, end, StoreError::Busy)?;
-                    }
-                }
+                () = sleep_until(patience), if patience.is_some() => self.release()?,
                 () = room_of(self.outbox), if !room => {}
                 message = input.next(), if reads => match message {
                     Some(Ok(message)) => {
@@ -215,7 +224,7 @@ impl Batches<'_> {
 
     async fn on_message(&mut self, message: LogBatchRequest) -> Result<(), End> {
         match message.kind {
-            Some(Kind::Block(block)) => self.on_block(block),
+            Some(Kind::Block(block)) => self.on_block(block).await,
             Some(Kind::Gap(gap)) => self.on_gap(gap).await,
             Some(Kind::Finish(finish)) => self.on_finish(finish).await,
             Some(Kind::Open(_)) => Err(End::Invalid { field: "open", description: "came twice".to_owned() }),
@@ -226,29 +235,45 @@ impl Batches<'_> {
         }
     }
 
-    fn on_block(&mut self, block: LogBlock) -> Result<(), End> {
+    async fn on_block(&mut self, block: LogBlock) -> Result<(), End> {
         let (first, end) = (block.first_sequence, block.end_sequence());
         if first == 0 || block.line_count == 0 || end > i64::MAX as u64 {
             return Err(invalid_block(block.check().err().map(|error| error.to_string()).unwrap_or_default()));
         }
-        let block = match place(self.expected, first, end) {
-            Place::Next => block,
+        let placed = place(self.expected, first, end);
+        match placed {
+            Place::Next | Place::Overlap => {}
             Place::Duplicate => {
                 self.duplicate(end - first);
                 return Ok(());
             }
-            Place::Overlap => {
-                self.context.metrics.duplicate_lines.inc_by(self.expected - first);
-                self.duplicates += self.expected - first;
-                tail(&block, self.expected).map_err(|error| invalid_block(error.to_string()))?
-            }
             Place::Hole => return self.hole(first, end),
-        };
-        if self.is_refusing(end)? {
+        }
+        if self.is_refusing(end)? || !self.pay_owed(end).await? {
             return Ok(());
         }
+        if let Some(why) = too_large(&block) {
+            return self.refuse_for_good(end, why);
+        }
+        let block = if placed == Place::Overlap {
+            self.context.metrics.duplicate_lines.inc_by(self.expected - first);
+            self.duplicates += self.expected - first;
+            tail(&block, self.expected).map_err(|error| invalid_block(error.to_string()))?
+        } else {
+            block
+        };
         let bytes = block.payload.len() + 256;
         self.submit(Submission { first: self.expected, end, record: Record::Block(block), what: What::Lines, bytes })
+    }
+
+    /// Lines up to before `end` that no store will ever take: a gap takes their place, and the client goes on after it.
+    fn refuse_for_good(&mut self, end: u64, why: String) -> Result<(), End> {
+        let first = self.expected;
+        tracing::warn!(first, last = end - 1, why, "lines were refused for good");
+        let (reason, last_sequence) = (Reason::Refused.into(), end - 1);
+        let gap = LogGap { first_sequence: first, last_sequence, reason, message: why.clone() };
+        let (bytes, what) = (256 + why.len(), What::Refused(why.into()));
+        self.submit(Submission { first, end, record: Record::Gap(gap), what, bytes })
     }
 
     async fn on_gap(&mut self, mut gap: LogGap) -> Result<(), End> {
@@ -276,36 +301,15 @@ impl Batches<'_> {
         if self.is_refusing(end)? {
             return Ok(());
         }
-        if last == 0 && self.has_open_gap(first).await? {
-            self.duplicate(0);
-            return Ok(());
+        if last == 0 {
+            return self.on_open_gap(gap).await;
         }
-        if gap.first_sequence != self.expected {
-            // The store refused what came before while this waited; the client was told.
-            self.holes.told(end);
+        if !self.pay_owed(end).await? {
             return Ok(());
         }
         let first = self.expected;
         let bytes = 256 + gap.message.len();
         self.submit(Submission { first, end, record: Record::Gap(gap), what: What::Gap, bytes })
-    }
-
-    /// Whether a gap of unknown end was stored here before: it does not move the run on, so its number alone does not
-    /// tell that it is a duplicate.
-    async fn has_open_gap(&mut self, first: u64) -> Result<bool, End> {
-        while !self.writer.is_idle() {
-            if self.writer.pending() > 0 {
-                let settled = self.writer.settled().await;
-                self.on_settled(settled).await?;
-            } else {
-                self.context.store.ready().await;
-                self.writer.pump();
-            }
-        }
-        if let Ok(Some(run)) = self.context.store.run(self.run.id).await {
-            self.run = run;
-        }
-        Ok(self.run.open_gap && self.run.expected == first)
     }
 
     async fn on_finish(&mut self, finish: FinishRun) -> Result<(), End> {
@@ -325,7 +329,11 @@ impl Batches<'_> {
         if end > self.expected {
             return self.hole(end, end);
         }
-        if self.is_refusing(end)? {
+        if self.is_refusing(end)? || !self.pay_owed(end).await? {
+            return Ok(());
+        }
+        // It says that the run is whole: all before it is on disk before it is tried.
+        if !self.is_stored(end).await? {
             return Ok(());
         }
         self.finishing = true;
@@ -339,8 +347,7 @@ impl Batches<'_> {
         }
         self.holes.fits();
         self.expected = submission.end;
-        self.writer.push(submission);
-        Ok(())
+        if self.writer.push(submission) { Ok(()) } else { self.release() }
     }
 
     /// Lines that were stored before.
@@ -391,6 +398,7 @@ impl Batches<'_> {
             return Err(End::from_store(error, delay));
         }
         self.context.metrics.retry(reason);
+        self.refusals += 1;
         self.expected = first;
         self.finishing = self.finished;
         self.refusing = Some((Instant::now() + delay, error));
@@ -402,13 +410,18 @@ impl Batches<'_> {
 
     async fn on_settled(&mut self, settled: Settled) -> Result<(), End> {
         match &settled.result {
-            Ok(()) => match settled.what {
+            Ok(()) => match &settled.what {
                 What::Finish => {
                     self.finished = true;
                     self.context.registry.forget(&self.run.key.task_id, &self.run.key.worker_id, self.run.id);
                     self.tell_finished().await?;
                 }
-                What::Lines | What::Gap | What::Refused(_) => self.acknowledge(),
+                What::Lines | What::Gap => self.acknowledge(),
+                What::Refused(message) => {
+                    let (next, last) = (settled.first, settled.end - 1);
+                    self.context.metrics.dropped(Dropped::Refused, last + 1 - next);
+                    self.tell(Answer::DropEach { next, last, message: message.clone() });
+                }
             },
             Err(error @ (StoreError::DiskFull | StoreError::Busy)) => {
                 let error = error.clone();
@@ -454,6 +467,19 @@ async fn room_of(outbox: Option<&Outbox>) {
     if let Some(outbox) = outbox {
         outbox.room().await;
     }
+}
+
+/// Why no store will ever take this block, if that is so. One that is damaged, or of another format, is not judged.
+fn too_large(block: &LogBlock) -> Option<String> {
+    let (stored, bytes, lines) = (block.payload.len(), block.payload_bytes, block.line_count);
+    let large = stored > MAX_STORED_BYTES || bytes > MAX_PAYLOAD_BYTES || lines > MAX_LINES;
+    let whole = || LogBlock { payload_bytes: 0, line_count: 1, ..block.clone() }.check().is_ok();
+    (large && whole()).then(|| {
+        format!(
+            "the block is too large: {stored} bytes, {bytes} before compression, {lines} lines; accepted are at most \
+             {MAX_STORED_BYTES}, {MAX_PAYLOAD_BYTES} and {MAX_LINES}"
+        )
+    })
 }
 
 fn invalid_block(description: String) -> End {

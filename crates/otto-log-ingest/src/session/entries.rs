@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt};
 use otto_log_store::{RunId, StoreError};
 use otto_proto::v1::log_response::Status;
 use otto_proto::v1::{LogEntry, LogResponse};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::assembler::{Assembler, BLOCK_BYTES, Note, check_ids};
@@ -25,6 +26,8 @@ use crate::registry::Session;
 const IN_FLIGHT: usize = 2;
 /// A record of at least so many bytes is queued whatever else is.
 const WORTHWHILE: usize = 64 << 10;
+/// Bytes of lines collected at most from a client that cannot send again while there is little memory.
+const SCARCE_BYTES: usize = 4 << 10;
 /// Entries read at most before others get their turn.
 const TURN: usize = 4096;
 
@@ -77,10 +80,7 @@ where
     S: Stream<Item = Result<LogEntry, E>> + Unpin,
     E: Into<End>,
 {
-    let _open = context
-        .registry
-        .admit()
-        .map_err(|limit| End::Exhausted { limit: "max-sessions", description: format!("{limit} streams are open") })?;
+    let _open = context.registry.open();
     let first = tokio::select! {
         biased;
         () = context.drain.cancelled() => return Err(End::draining()),
@@ -90,6 +90,11 @@ where
             None => return Ok(()),
         },
     };
+    // Whoever says nothing takes nobody's place.
+    let _place = context
+        .registry
+        .admit()
+        .map_err(|limit| End::Exhausted { limit: "max-sessions", description: format!("{limit} streams are open") })?;
     check_ids(&first)?;
     let (run, session) = enter(context, &first).await?;
     let state = context
@@ -112,11 +117,13 @@ where
     let mut entries = Entries {
         context,
         outbox,
-        writer: Writer::new(context.store.clone(), context.metrics.clone(), run, state.expected),
+        writer: Writer::new(context, run, state.expected),
         intake: Intake {
             context,
             outbox,
             assembler: Assembler::new(stream, max_line_bytes, state.expected),
+            collected: None,
+            short: false,
             refusing: None,
             ended: None,
         },
@@ -152,6 +159,10 @@ struct Intake<'a> {
     context: &'a Context,
     outbox: &'a Outbox,
     assembler: Assembler,
+    /// Memory of what is in the assembler.
+    collected: Option<OwnedSemaphorePermit>,
+    /// There is no memory for more.
+    short: bool,
     /// Nothing is tried before: the store could not take more, and the client was told when to come back.
     refusing: Option<(Instant, Refusal)>,
     /// Nothing more is read.
@@ -172,7 +183,7 @@ impl Intake<'_> {
         S: Stream<Item = Result<LogEntry, E>> + Unpin,
         E: Into<End>,
     {
-        let now = now_unix_nanos();
+        let (now, enough) = (now_unix_nanos(), self.enough());
         for read in 0..TURN {
             let entry = match Pin::new(&mut *input).poll_next(cx) {
                 Poll::Pending if read == 0 => return Poll::Pending,
@@ -188,7 +199,7 @@ impl Intake<'_> {
                 self.ended = ended;
                 return Poll::Ready(false);
             }
-            if self.assembler.open_bytes() >= BLOCK_BYTES || self.assembler.is_noisy() {
+            if self.assembler.open_bytes() >= enough || self.assembler.is_noisy() {
                 break;
             }
         }
@@ -217,6 +228,23 @@ impl Intake<'_> {
             self.refusing = None;
         }
         self.assembler.accept(entry, now)
+    }
+
+    /// Accounts for the memory of what is collected. What there is no memory for is given back at once. A client that does
+    /// not number is owed answers in order, so it waits instead, and before that little is read at once.
+    fn charge(&mut self) {
+        self.short = !self.context.memory.adjust(&mut self.collected, self.assembler.bytes());
+        if self.short && self.assembler.numbered() {
+            let (first, end) = self.assembler.collected();
+            self.refuse(first, end, Refusal::Busy);
+            (self.collected, self.short) = (None, false);
+        }
+    }
+
+    /// Bytes collected at most.
+    fn enough(&self) -> usize {
+        let scarce = !self.assembler.numbered() && self.context.memory.is_below(BLOCK_BYTES);
+        if scarce { SCARCE_BYTES } else { BLOCK_BYTES }
     }
 
     /// The store did not take the lines from `first` to before `end`, nor what was collected behind them.
@@ -265,6 +293,7 @@ impl Entries<'_> {
         let stream_bytes = self.context.limits.stream_in_flight_bytes.as_usize();
         loop {
             self.submit();
+            self.intake.charge();
             self.outbox.set_busy(!self.writer.is_idle() || !self.intake.assembler.is_empty());
             if let Some(ended) = &self.intake.ended
                 && self.intake.assembler.is_empty()
@@ -276,6 +305,7 @@ impl Entries<'_> {
             let reads = open
                 && room
                 && held.is_none()
+                && !self.intake.short
                 && self.intake.assembler.open_bytes() < BLOCK_BYTES
                 && self.writer.bytes() < stream_bytes;
             // A client that numbers can send again; one that does not is slowed by the transport alone.
@@ -318,7 +348,12 @@ impl Entries<'_> {
             let ripe = self.writer.pending() < IN_FLIGHT || assembler.open_bytes() >= WORTHWHILE;
             let submission = if ripe { assembler.take() } else { assembler.take_finished() };
             let Some(submission) = submission else { return };
-            self.writer.push(submission);
+            if !self.writer.push(submission)
+                && self.intake.assembler.numbered()
+                && let Some((first, end)) = self.writer.release()
+            {
+                self.intake.refuse(first, end, Refusal::Busy);
+            }
         }
     }
 

@@ -8,7 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use otto_log_store::{Append, Record, RunId, Store, StoreError};
+use tokio::sync::OwnedSemaphorePermit;
 
+use super::memory::Memory;
 use crate::metrics::Metrics;
 
 /// What a record means to the client.
@@ -57,21 +59,23 @@ struct Waiting {
 pub(crate) struct Writer {
     store: Store,
     metrics: Arc<Metrics>,
+    memory: Memory,
     run: RunId,
     /// Sequence after what is on disk, as far as this session knows.
     durable: u64,
     /// Not queued, because the store's queue is full.
-    held: VecDeque<Submission>,
+    held: VecDeque<(Submission, Option<OwnedSemaphorePermit>)>,
     held_since: Option<Instant>,
     pending: VecDeque<Waiting>,
     bytes: usize,
 }
 
 impl Writer {
-    pub(crate) fn new(store: Store, metrics: Arc<Metrics>, run: RunId, durable: u64) -> Self {
+    pub(crate) fn new(context: &super::Context, run: RunId, durable: u64) -> Self {
         Self {
-            store,
-            metrics,
+            store: context.store.clone(),
+            metrics: context.metrics.clone(),
+            memory: context.memory.clone(),
             run,
             durable,
             held: VecDeque::new(),
@@ -111,16 +115,22 @@ impl Writer {
         self.pending.is_empty() && self.held.is_empty()
     }
 
-    /// Takes a record. It must begin where the one before it ended.
-    pub(crate) fn push(&mut self, submission: Submission) {
-        self.bytes += submission.bytes;
-        self.held.push_back(submission);
+    /// Takes a record. It must begin where the one before it ended. `false`: the store has no room now, and there is no
+    /// memory to wait in; whoever can have it sent again should [`release`](Self::release) it.
+    #[must_use]
+    pub(crate) fn push(&mut self, submission: Submission) -> bool {
+        let bytes = submission.bytes;
+        self.bytes += bytes;
+        self.held.push_back((submission, None));
         self.pump();
+        let Some((_, permit)) = self.held.back_mut() else { return true };
+        *permit = self.memory.take(bytes);
+        permit.is_some()
     }
 
     /// Queues in the store what there is room for.
     pub(crate) fn pump(&mut self) {
-        while let Some(submission) = self.held.front() {
+        while let Some((submission, _)) = self.held.front() {
             let mut append = self.store.append(self.run, submission.record.clone());
             // A full queue is known at once, everything else when its turn comes.
             let mut context = Context::from_waker(std::task::Waker::noop());
@@ -129,7 +139,7 @@ impl Writer {
                 self.held_since.get_or_insert_with(Instant::now);
                 return;
             }
-            let Some(Submission { first, end, what, bytes, .. }) = self.held.pop_front() else { break };
+            let Some((Submission { first, end, what, bytes, .. }, _)) = self.held.pop_front() else { break };
             let known = match known {
                 Poll::Ready(result) => Some(result),
                 Poll::Pending => None,
@@ -170,7 +180,8 @@ impl Writer {
         }
     }
 
-    /// After a refusal: everything behind it is refused as well. Gives the range that was not stored, from `settled` on.
+    /// After a refusal: everything behind it is refused as well, because it does not begin where the run goes on. (A gap of
+    /// unknown end moves nothing on: nothing may be pushed behind it before it has settled.) Gives the range that was not stored, from `settled` on.
     pub(crate) async fn rewind(&mut self, refused: &Settled) -> (u64, u64) {
         let mut end = refused.end;
         let held: Vec<_> = self.held.drain(..).collect();
@@ -180,7 +191,7 @@ impl Writer {
             debug_assert!(settled.result.is_err(), "a record was stored behind one that was refused");
             end = end.max(settled.end);
         }
-        for submission in held {
+        for (submission, _) in held {
             self.bytes -= submission.bytes;
             end = end.max(submission.end);
         }
@@ -189,8 +200,8 @@ impl Writer {
 
     /// Gives up what waits for room in the store's queue: the range that was not queued.
     pub(crate) fn release(&mut self) -> Option<(u64, u64)> {
-        let range = self.held.front()?.first..self.held.back()?.end;
-        for submission in self.held.drain(..) {
+        let range = self.held.front()?.0.first..self.held.back()?.0.end;
+        for (submission, _) in self.held.drain(..) {
             self.bytes -= submission.bytes;
         }
         self.held_since = None;

@@ -231,6 +231,30 @@ async fn what_breaks_the_contract_is_named() {
 }
 
 #[tokio::test]
+async fn what_can_never_be_stored_becomes_a_gap() {
+    let server = Server::start().await;
+    let (mut stream, _) = server.open("w", "run").await;
+    stream.send(Request::Block(numbered_block(1, 10))).await;
+    stream.acknowledged(10).await;
+    // It overlaps: what is stored stays.
+    stream.send(Request::Block(LogBlock { payload_bytes: u32::MAX, ..numbered_block(6, 20) })).await;
+    let Reply::Drop(refused) = stream.next().await else { panic!() };
+    assert_eq!((refused.first_sequence, refused.last_sequence), (11, 20));
+    assert!(refused.message.contains("too large"), "{}", refused.message);
+    stream.send(Request::Block(numbered_block(21, 30))).await;
+    stream.acknowledged(30).await;
+    stream.send(Request::Finish(FinishRun { last_sequence: 30, ..FinishRun::default() })).await;
+    assert_eq!(finished(&mut stream).await.missing_lines, 10);
+    let run = server.run("w", "run").await;
+    assert_eq!((run.gaps.len(), run.gaps[0].reason()), (1, log_gap::Reason::Refused));
+    assert_eq!(server.texts("w").await, [numbers(1, 10), numbers(21, 30)].concat());
+    // One that is damaged as well is not judged by what it says of itself.
+    let (mut stream, _) = server.open("x", "run").await;
+    stream.send(Request::Block(LogBlock { payload_bytes: u32::MAX, payload_crc32c: 1, ..numbered_block(1, 2) })).await;
+    assert_code(stream.end().await, Code::InvalidArgument, "payload_");
+}
+
+#[tokio::test]
 async fn a_stream_that_does_not_open_ends() {
     let server = Server::with(&["--open-timeout", "100ms"]).await;
     let mut stream = Batches::begin(&mut server.logs().await).await;

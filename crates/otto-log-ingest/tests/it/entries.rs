@@ -220,3 +220,17 @@ async fn a_newer_stream_takes_over() {
     assert_eq!(newer.exchange(entry("w", "three")).await.sequence, 3);
     assert_eq!(server.texts("w").await, ["one", "two", "three"]);
 }
+
+#[tokio::test]
+async fn whoever_sends_nothing_takes_nobodys_place() {
+    let server = Server::with(&["--max-sessions", "1"]).await;
+    let _silent = Entries::begin(&mut server.logs().await).await;
+    server.register("w", "").await;
+    let mut stream = Entries::begin(&mut server.logs().await).await;
+    assert_eq!(stream.exchange(entry("w", "x")).await.sequence, 1);
+    // Whoever sends something does.
+    server.register("v", "").await;
+    let mut other = Entries::begin(&mut server.logs().await).await;
+    other.send(entry("v", "x")).await;
+    assert_code(other.end().await, tonic::Code::ResourceExhausted, "max-sessions");
+}
