@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The workspace's folder.
 pub(crate) fn root() -> PathBuf {
-    let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("xtask"), PathBuf::from);
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from("./xtask"), PathBuf::from);
     manifest.parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
