@@ -144,6 +144,48 @@ async fn what_a_failed_fsync_left_counts_only_once_it_was_written_again_and_sync
     read(&store, run, From::Sequence(1)).await.check(1, 1, 21);
 }
 
+/// Fails the fdatasync of the record that ends a segment: a commit of one header.
+#[derive(Default)]
+struct BrokenEnd {
+    bytes: AtomicU64,
+    works: AtomicBool,
+}
+
+impl Faults for BrokenEnd {
+    fn before_write(&self, bytes: u64) -> io::Result<()> {
+        self.bytes.store(bytes, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn before_sync(&self) -> io::Result<()> {
+        let fails = self.bytes.load(Ordering::SeqCst) == 104 && !self.works.load(Ordering::SeqCst);
+        if fails { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_segment_counts_only_once_it_is_on_disk_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = Arc::new(BrokenEnd::default());
+    let options = || Options { faults: faults.clone(), ..options(directory.path()) };
+    let store = Store::open(options()).unwrap();
+    let run = store.open_run(&key("t", "w"), None).await.unwrap().id;
+    let mut next = 1;
+    while let Ok(expected) = store.append(run, Record::Block(block(1, next, 100))).await {
+        next = expected;
+    }
+    assert!(matches!(store.health(), Health::Failed(_)));
+    store.close().await;
+    for _ in 0..2 {
+        assert!(matches!(Store::open(options()), Err(OpenError::Io { .. })));
+    }
+    faults.works.store(true, Ordering::SeqCst);
+    let store = Store::open(options()).unwrap();
+    read(&store, run, From::Sequence(1)).await.check(1, 1, next);
+    append(&store, run, 1, next, 100).await;
+    assert_eq!(store.stats().damaged, 0);
+}
+
 /// A clock that, once armed, fails whoever asks it in the sealer's thread.
 #[derive(Default)]
 struct Trap {
