@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use otto_proto::v1::FinishRun;
@@ -22,6 +23,10 @@ use crate::settings::{Run, Start};
 use crate::spool::{self, Record, RunInfo, Writer};
 use crate::upload::{Server, Uploader, rfc3339, timestamp};
 use plan::Plan;
+
+/// An end that could not be written down is written again after this, so many times.
+const NOTE_AGAIN: Duration = Duration::from_millis(500);
+const NOTE_TRIES: u32 = 60;
 
 /// Runs the job and ends with its exit code.
 ///
@@ -93,12 +98,14 @@ async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<S
                 Ok(capture) => capture,
                 Err(error) => {
                     child::end_rest(pid).await;
+                    note_failure(run_dir.as_ref(), &error, started_at_ms);
                     return Err(error);
                 }
             };
             let (end, why, captured) =
                 supervise::supervise(pid, capture, &mut signals, settings.timeout(), settings.grace, settings.linger)
-                    .await?;
+                    .await
+                    .inspect_err(|error| note_failure(run_dir.as_ref(), error, started_at_ms))?;
             (plan::exit_of(end, why, settings, started_at_ms, now_ms()), captured)
         }
         Err(error) => {
@@ -107,15 +114,45 @@ async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<S
         }
     };
     tracing::Span::current().record("otto.exit_code", exit.exit_code);
-    if let Some(dir) = &run_dir {
-        // Whoever waits for it cannot be told otherwise; the log still can be sent.
-        if let Err(error) = dir.write_exit(&exit) {
-            tracing::error!("{error:#}");
+    // Whoever waits for the end cannot be told otherwise; the log still can be sent.
+    let unwritten = run_dir.as_ref().filter(|dir| !noted(dir, &exit));
+    finish_log(&exit, captured);
+    let rest = drain(&mut deliveries, settings, &plan, run_dir.as_ref(), &mut signals);
+    match unwritten {
+        Some(dir) => {
+            let _ = tokio::join!(rest, note_again(dir, &exit));
+        }
+        None => rest.await,
+    }
+    Ok(code(exit.exit_code))
+}
+
+/// Whether the end is written down now.
+fn noted(dir: &RunDir, exit: &Exit) -> bool {
+    dir.write_exit(exit).inspect_err(|error| tracing::error!("{error:#}")).is_ok()
+}
+
+/// Without it the job counts as lost: a full disk may have room in a moment.
+async fn note_again(dir: &RunDir, exit: &Exit) {
+    for _ in 0..NOTE_TRIES {
+        tokio::time::sleep(NOTE_AGAIN).await;
+        if noted(dir, exit) {
+            return;
         }
     }
-    finish_log(&exit, captured);
-    drain(&mut deliveries, settings, &plan, run_dir.as_ref(), &mut signals).await;
-    Ok(code(exit.exit_code))
+}
+
+/// The agent failed and ended the job for it: that is no fault of the job's.
+fn note_failure(dir: Option<&RunDir>, error: &anyhow::Error, started_at_ms: u64) {
+    let Some(dir) = dir else { return };
+    let exit = Exit {
+        class: Class::Infrastructure,
+        message: format!("the agent failed and killed the job: {error:#}"),
+        started_at_ms,
+        ended_at_ms: now_ms(),
+        ..Exit::default()
+    };
+    noted(dir, &exit);
 }
 
 fn launch(

@@ -118,9 +118,8 @@ impl RunDir {
     /// The job's process completes it with its pid.
     ///
     /// # Errors
-    /// When it cannot be written; then nothing may be started.
+    /// When it cannot be written; then nothing may be started, and there is no mark, unless there was one before.
     pub(crate) fn mark_started(&self, started_at_ms: u64, run_id: &str) -> anyhow::Result<Mark> {
-        let path = self.path.join("started");
         let session = getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
         let pid = getpid().as_raw_nonzero();
         // Both ids are hexadecimal: nothing to escape.
@@ -131,15 +130,36 @@ impl RunDir {
         );
         let pid_at = text.len() as u64;
         let _ = write!(text, "{:>PID_DIGITS$}}}", 0);
-        let make = || -> io::Result<File> {
-            let mut file = File::options().write(true).create_new(true).open(&path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            File::open(&self.path)?.sync_all()?;
-            Ok(file)
-        };
-        let file = make().with_context(|| format!("making the start mark {}", path.display()))?;
+        let file = self.make_mark(|file| file.write_all(text.as_bytes()))?;
         Ok(Mark { file, pid_at })
+    }
+
+    fn make_mark(&self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<File> {
+        let path = self.path.join("started");
+        let context = || format!("making the start mark {}", path.display());
+        let mut file = File::options().write(true).create_new(true).open(&path).with_context(context)?;
+        let keep = || -> io::Result<()> {
+            fill(&mut file)?;
+            file.sync_all()?;
+            self.sync()?;
+            // The directory's own entry, which whoever made it did not sync. What was journaled by now costs nothing more.
+            match self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                Some(parent) => File::open(parent)?.sync_all(),
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = keep() {
+            // The lock is ours and nothing was launched: left there, the mark would say that the job had begun.
+            if let Err(error) = fs::remove_file(&path).and_then(|()| self.sync()) {
+                tracing::error!("the start mark of a job that was not started stays: {error}");
+            }
+            return Err(error).with_context(context);
+        }
+        Ok(file)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
     }
 
     /// When the job was started (milliseconds since the Unix epoch) and which processes are its own, as far as the start
@@ -217,6 +237,19 @@ mod tests {
         assert!(first.mark_started(7, "r").is_err());
         drop((first, mark));
         assert!(matches!(RunDir::claim(&path).unwrap(), Claim::Started(_)));
+    }
+
+    #[test]
+    fn a_start_mark_that_cannot_be_written_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let Claim::Fresh(run) = RunDir::claim(dir.path()).unwrap() else { panic!("started?") };
+        let error = run.make_mark(|_| Err(ErrorKind::StorageFull.into())).unwrap_err();
+        assert!(format!("{error:#}").contains("start mark"), "{error:#}");
+        drop(run);
+        let Claim::Fresh(run) = RunDir::claim(dir.path()).unwrap() else { panic!("started?") };
+        // One that was there stays.
+        fs::write(dir.path().join("started"), "{}").unwrap();
+        assert!(run.mark_started(7, "r").is_err() && dir.path().join("started").exists());
     }
 
     #[test]

@@ -61,8 +61,14 @@ pub(super) async fn supervise(
     };
     if captured.is_none() {
         // What it left behind may still print; if nobody is left, this is the end of the pipes.
-        let linger = tokio::time::timeout(linger, capture.ended()).await;
-        captured = linger.ok().transpose()?;
+        match tokio::time::timeout(linger, capture.ended()).await {
+            Ok(Ok(all)) => captured = Some(all),
+            Ok(Err(error)) => {
+                end_rest(job).await;
+                return Err(error);
+            }
+            Err(_) => {}
+        }
     }
     end_rest(job).await;
     let captured = match captured {

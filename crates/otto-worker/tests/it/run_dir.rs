@@ -37,6 +37,19 @@ async fn start_mark_end_and_drained() {
 }
 
 #[tokio::test]
+async fn an_end_that_cannot_be_written_is_written_when_it_can() {
+    let server = Server::start().await;
+    let setup = Setup::new(&server.url()).flags(&["--run-dir", "run"]);
+    // In the place of the file that it is written to first.
+    let agent = setup.start_script("mkdir run/exit.json.tmp; exit 3");
+    eventually("drained", || setup.path("run/drained").exists().then_some(())).await;
+    assert!(!setup.path("run/exit.json").exists());
+    fs::remove_dir(setup.path("run/exit.json.tmp")).unwrap();
+    assert_eq!(agent.output().await.status.code(), Some(3));
+    assert_eq!(json(&setup, "exit.json")["exit_code"], 3);
+}
+
+#[tokio::test]
 async fn of_agents_that_begin_at_once_one_starts_the_job() {
     let server = Server::start().await;
     let setup = Setup::new(&server.url()).flags(&["--run-dir", "run"]);
