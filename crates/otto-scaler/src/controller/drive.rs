@@ -305,6 +305,10 @@ impl Controller {
             _ => false,
         };
         let mut plan = plan::orphans(&task.facts, stop_live, &self.options.policy, now);
+        if task.busy || task.uncertain {
+            // The store is being asked: a record may say otherwise.
+            plan.remove.clear();
+        }
         if let Some((since, false)) = task.orphaned {
             let due = since + ORPHAN_GRACE;
             plan.wake = Some(plan.wake.map_or(due, |wake| wake.min(due))).filter(|at| *at > now);

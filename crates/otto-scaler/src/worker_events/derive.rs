@@ -109,7 +109,12 @@ impl Teller<'_> {
     }
 
     pub(crate) fn created(&self, of: Attempt, at: Millis, node: &str) -> WorkerEvent {
-        let mut event = self.event(Type::Created, Some(of), at, "created".to_owned(), "");
+        let image = &self.record.spec.image;
+        let message = match self.driver.name() {
+            "process" if !image.is_empty() => format!("created; image `{image}` is ignored by the process driver"),
+            _ => "created".to_owned(),
+        };
+        let mut event = self.event(Type::Created, Some(of), at, message, "");
         node.clone_into(&mut event.node_name);
         event
     }
