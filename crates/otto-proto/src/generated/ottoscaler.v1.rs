@@ -2437,7 +2437,7 @@ pub struct LogTask {
     /// Lines stored, of all workers.
     #[prost(uint64, tag = "5")]
     pub lines: u64,
-    /// Bytes of these lines, newlines included.
+    /// Size of its blocks before compression, bytes: text and columns.
     #[prost(uint64, tag = "6")]
     pub bytes: u64,
     /// "succeeded", "failed", "cancelled" as the scaler told; empty: live or not told.
@@ -2493,7 +2493,7 @@ pub struct LogRun {
     /// Lines stored and readable.
     #[prost(uint64, tag = "2")]
     pub lines: u64,
-    /// Bytes of these lines, newlines included.
+    /// Size of its blocks before compression, bytes: text and columns.
     #[prost(uint64, tag = "3")]
     pub bytes: u64,
     /// Highest sequence known.
