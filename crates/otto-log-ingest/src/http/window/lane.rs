@@ -8,6 +8,11 @@ use super::{Budget, Direction};
 use crate::http::position::Position;
 use crate::query::request::Matcher;
 
+/// Bytes of lines looked at in one step backwards; one that costs more is made smaller.
+const STEP_BYTES: u64 = 32 << 20;
+/// Sequences looked at by a step backwards that is always finished.
+const SMALL_STEP: u64 = 16;
+
 /// One run being read.
 pub(super) struct Lane<'a> {
     pub(super) run: &'a RunInfo,
@@ -136,10 +141,25 @@ impl<'a> Lane<'a> {
     }
 
     async fn load_backward(&mut self, store: &Store, matcher: &Matcher, budget: &mut Budget) -> Result<(), ReadError> {
+        // It is called when all lines were taken.
+        let (gaps, last_time) = (self.gaps.len(), self.last_time);
+        while !self.step_back(store, matcher, budget).await? {
+            // What was found lies before lines not looked at. Nothing of it counts; a small step is finished in every case, so
+            // that whoever asks again and again gets on.
+            self.lines.clear();
+            self.gaps.truncate(gaps);
+            (self.last_time, self.stride) = (last_time, SMALL_STEP);
+        }
+        Ok(())
+    }
+
+    /// Reads the stride before what was loaded; `false` if that costs too much.
+    async fn step_back(&mut self, store: &Store, matcher: &Matcher, budget: &mut Budget) -> Result<bool, ReadError> {
         let upper = self.next;
         let lower = upper.saturating_sub(self.stride).max(1);
         let mut cursor = store.cursor(self.run.id, From::Sequence(lower)).with_filter(matcher.filter());
         let mut next = lower;
+        let begun = budget.bytes;
         'blocks: loop {
             match cursor.next().await? {
                 Some(Item::Block(block)) => {
@@ -155,6 +175,10 @@ impl<'a> Lane<'a> {
                             next = oldest.sequence + 1;
                         }
                     }
+                    let costly = budget.bytes - begun >= STEP_BYTES || budget.is_spent();
+                    if costly && self.stride > SMALL_STEP && cursor.position() < upper {
+                        return Ok(false);
+                    }
                 }
                 // One of unknown end comes after everything.
                 Some(Item::Gap(gap)) if gap.first_sequence >= upper && upper < self.run.expected => break,
@@ -166,7 +190,7 @@ impl<'a> Lane<'a> {
         if self.lines.len() < self.chunk / 2 {
             self.stride = self.stride.saturating_mul(4).min(1 << 18);
         }
-        Ok(())
+        Ok(true)
     }
 
     fn look_at(&mut self, line: &LineRef<'_>, matcher: &Matcher, budget: &mut Budget, append: bool) {
@@ -228,5 +252,54 @@ fn whole(gap: LogGap, known: &[LogGap]) -> LogGap {
     match after.checked_sub(1).and_then(|index| known.get(index)) {
         Some(other) if other.last_sequence >= gap.first_sequence => other.clone(),
         _ => gap,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use otto_log_store::{Options, Record, RunKey};
+    use otto_proto::block::{Attributes, Builder};
+    use otto_proto::v1::{LogLevel, LogSource, ReadLogsRequest};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_step_backwards_keeps_to_the_budget_and_gets_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::new(dir.path().join("data"));
+        let store = tokio::task::spawn_blocking(move || Store::open(options)).await.unwrap().unwrap();
+        let key = RunKey { task_id: "t".to_owned(), worker_id: "w".to_owned(), run_id: "r".to_owned() };
+        let run = store.open_run(&key, None).await.unwrap().id;
+        for first in (1..=2000).step_by(20) {
+            let mut builder = Builder::new();
+            for n in first..first + 20 {
+                let time = Attributes { time_unix_nanos: n, level: LogLevel::Info, source: LogSource::Stdout };
+                builder.push(format!("line {n}\n").as_bytes(), time);
+            }
+            store.append(run, Record::Block(builder.finish(first as u64, None).unwrap())).await.unwrap();
+        }
+        let run = store.run(run).await.unwrap().unwrap();
+        let request = ReadLogsRequest { task_id: "t".to_owned(), ..ReadLogsRequest::default() };
+        let matcher = Matcher::new(&request).unwrap();
+        // Time is up: what one call still does is small, and goes on where the last one was.
+        let mut edge = None;
+        let mut seen = Vec::new();
+        for _ in 0..10 {
+            let mut budget = Budget { deadline: Instant::now(), bytes: 0, searched: 0 };
+            let from = edge.map(|edge| Position { runs: [(run.id, edge)].into(), ..Position::default() });
+            let mut lane = Lane::new(&run, Direction::Backward, from.as_ref(), None, 1000);
+            lane.load(&store, &matcher, &mut budget).await.unwrap();
+            assert!(budget.searched < 100, "{}", budget.searched);
+            seen.extend(lane.lines.drain(..).map(|line| line.sequence));
+            edge = Some(lane.edge());
+        }
+        assert_eq!(seen, (1841..=2000).rev().collect::<Vec<_>>());
+        // With time enough all of the step is read.
+        let mut budget = Budget { deadline: Instant::now() + Duration::from_secs(60), bytes: 0, searched: 0 };
+        let mut lane = Lane::new(&run, Direction::Backward, None, None, 1000);
+        lane.load(&store, &matcher, &mut budget).await.unwrap();
+        assert_eq!(lane.lines.len(), 1000);
     }
 }
