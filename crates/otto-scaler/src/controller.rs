@@ -36,6 +36,7 @@ mod clock;
 mod drive;
 mod forget;
 mod keep;
+mod store_health;
 mod task;
 mod tell;
 
