@@ -9,7 +9,7 @@ mod services;
 
 pub use process::{Process, binary, program};
 pub use redis_server::RedisServer;
-pub use services::{LogIngest, Scaler};
+pub use services::{LogIngest, LogIngestProgram, Program, Scaler, ScalerProgram, Service};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -1,3 +1,4 @@
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -13,163 +14,147 @@ struct Setup {
     env: Vec<(String, String)>,
 }
 
+/// What tells one server program from another.
+pub trait Program {
+    /// Its name.
+    const NAME: &'static str;
+    /// Its folder below the test's.
+    const DATA: &'static str;
+    /// Flag of its second address.
+    const SECOND_FLAG: &'static str;
+    /// The same in the ready file.
+    const SECOND_KEY: &'static str;
+
+    /// Further flags it is always started with.
+    ///
+    /// # Errors
+    /// When a program they name is not built.
+    fn flags() -> anyhow::Result<Vec<String>>;
+}
+
+/// The log server.
+pub struct LogIngestProgram;
+
+impl Program for LogIngestProgram {
+    const NAME: &'static str = "otto-log-ingest";
+    const DATA: &'static str = "log-data";
+    const SECOND_FLAG: &'static str = "--http-addr";
+    const SECOND_KEY: &'static str = "http_addr";
+
+    fn flags() -> anyhow::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
+
+/// The scaler, with the process driver.
+pub struct ScalerProgram;
+
+impl Program for ScalerProgram {
+    const NAME: &'static str = "otto-scaler";
+    const DATA: &'static str = "scaler-data";
+    const SECOND_FLAG: &'static str = "--admin-addr";
+    const SECOND_KEY: &'static str = "admin_addr";
+
+    fn flags() -> anyhow::Result<Vec<String>> {
+        Ok(flags(&[("--driver", "process"), ("--worker-binary", &binary("otto-worker")?.display().to_string())]))
+    }
+}
+
 /// otto-log-ingest on ports of its own choice.
-pub struct LogIngest {
+pub type LogIngest = Service<LogIngestProgram>;
+
+/// otto-scaler with the process driver, on ports of its own choice.
+pub type Scaler = Service<ScalerProgram>;
+
+/// A server program on ports of its own choice.
+pub struct Service<P> {
     /// The running program.
     pub process: Process,
     setup: Setup,
     grpc: String,
-    http: String,
+    second: String,
+    program: PhantomData<P>,
+}
+
+impl<P: Program> Service<P> {
+    /// Starts it with its data in a folder of its own below `dir`. `extra` are further flags (`--redis-url`,
+    /// `--log-server`, …).
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start(dir: &Path, extra: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with_env(dir, extra, &[]).await
+    }
+
+    /// As `start`, with further environment variables.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_with_env(dir: &Path, extra: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let extra = extra.iter().map(ToString::to_string).collect();
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::launch(Setup { dir: dir.to_owned(), extra, env }, "127.0.0.1:0", "127.0.0.1:0").await
+    }
+
+    async fn launch(setup: Setup, grpc: &str, second: &str) -> anyhow::Result<Self> {
+        let ready = setup.dir.join(format!("{}.ready", P::NAME));
+        let mut args = flags(&[
+            ("--grpc-addr", grpc),
+            (P::SECOND_FLAG, second),
+            ("--data-dir", &setup.dir.join(P::DATA).display().to_string()),
+            ("--ready-file", &ready.display().to_string()),
+        ]);
+        args.extend(P::flags()?);
+        args.extend(setup.extra.iter().cloned());
+        let (process, addresses) = start(P::NAME, args, &setup, &ready).await?;
+        let grpc = address(&addresses, "grpc_addr")?;
+        let second = address(&addresses, P::SECOND_KEY)?;
+        Ok(Self { process, setup, grpc, second, program: PhantomData })
+    }
+
+    /// Starts it again after its end, on the same addresses and data.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn restart(&mut self) -> anyhow::Result<()> {
+        *self = Self::launch(self.setup.clone(), &self.grpc, &self.second).await?;
+        Ok(())
+    }
+
+    /// `http://127.0.0.1:PORT` of its gRPC server.
+    #[must_use]
+    pub fn grpc_url(&self) -> String {
+        format!("http://{}", self.grpc)
+    }
+
+    /// `127.0.0.1:PORT` of its gRPC server.
+    #[must_use]
+    pub fn grpc_addr(&self) -> &str {
+        &self.grpc
+    }
+
+    /// A channel to its gRPC server.
+    ///
+    /// # Errors
+    /// When it is not reachable.
+    pub async fn channel(&self) -> anyhow::Result<Channel> {
+        Ok(Channel::from_shared(self.grpc_url())?.connect().await?)
+    }
 }
 
 impl LogIngest {
-    /// Starts it with its data in `dir`/log-data. `extra` are further flags.
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn start(dir: &Path, extra: &[&str]) -> anyhow::Result<Self> {
-        Self::start_with_env(dir, extra, &[]).await
-    }
-
-    /// As `start`, with further environment variables.
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn start_with_env(dir: &Path, extra: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let extra = extra.iter().map(ToString::to_string).collect();
-        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self::launch(Setup { dir: dir.to_owned(), extra, env }, "127.0.0.1:0", "127.0.0.1:0").await
-    }
-
-    async fn launch(setup: Setup, grpc: &str, http: &str) -> anyhow::Result<Self> {
-        let ready = setup.dir.join("log-ingest.ready");
-        let mut args = flags(&[
-            ("--grpc-addr", grpc),
-            ("--http-addr", http),
-            ("--data-dir", &setup.dir.join("log-data").display().to_string()),
-            ("--ready-file", &ready.display().to_string()),
-        ]);
-        args.extend(setup.extra.iter().cloned());
-        let (process, addresses) = start("otto-log-ingest", args, &setup, &ready).await?;
-        let grpc = address(&addresses, "grpc_addr")?;
-        let http = address(&addresses, "http_addr")?;
-        Ok(Self { process, setup, grpc, http })
-    }
-
-    /// Starts it again after its end, on the same addresses and data.
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn restart(&mut self) -> anyhow::Result<()> {
-        *self = Self::launch(self.setup.clone(), &self.grpc.clone(), &self.http.clone()).await?;
-        Ok(())
-    }
-
-    /// `http://127.0.0.1:PORT` of its gRPC server.
-    #[must_use]
-    pub fn grpc_url(&self) -> String {
-        format!("http://{}", self.grpc)
-    }
-
-    /// `127.0.0.1:PORT` of its gRPC server.
-    #[must_use]
-    pub fn grpc_addr(&self) -> &str {
-        &self.grpc
-    }
-
     /// `http://127.0.0.1:PORT` of its page and API.
     #[must_use]
     pub fn http_url(&self) -> String {
-        format!("http://{}", self.http)
+        format!("http://{}", self.second)
     }
-
-    /// A channel to its gRPC server.
-    ///
-    /// # Errors
-    /// When it is not reachable.
-    pub async fn channel(&self) -> anyhow::Result<Channel> {
-        Ok(Channel::from_shared(self.grpc_url())?.connect().await?)
-    }
-}
-
-/// otto-scaler with the process driver, on ports of its own choice.
-pub struct Scaler {
-    /// The running program.
-    pub process: Process,
-    setup: Setup,
-    grpc: String,
-    admin: String,
 }
 
 impl Scaler {
-    /// Starts it with its data in `dir`/scaler-data. `extra` are further flags (`--redis-url`, `--log-server`, …).
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn start(dir: &Path, extra: &[&str]) -> anyhow::Result<Self> {
-        Self::start_with_env(dir, extra, &[]).await
-    }
-
-    /// As `start`, with further environment variables.
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn start_with_env(dir: &Path, extra: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let extra = extra.iter().map(ToString::to_string).collect();
-        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self::launch(Setup { dir: dir.to_owned(), extra, env }, "127.0.0.1:0", "127.0.0.1:0").await
-    }
-
-    async fn launch(setup: Setup, grpc: &str, admin: &str) -> anyhow::Result<Self> {
-        let ready = setup.dir.join("scaler.ready");
-        let mut args = flags(&[
-            ("--driver", "process"),
-            ("--grpc-addr", grpc),
-            ("--admin-addr", admin),
-            ("--data-dir", &setup.dir.join("scaler-data").display().to_string()),
-            ("--ready-file", &ready.display().to_string()),
-            ("--worker-binary", &binary("otto-worker")?.display().to_string()),
-        ]);
-        args.extend(setup.extra.iter().cloned());
-        let (process, addresses) = start("otto-scaler", args, &setup, &ready).await?;
-        let grpc = address(&addresses, "grpc_addr")?;
-        let admin = address(&addresses, "admin_addr")?;
-        Ok(Self { process, setup, grpc, admin })
-    }
-
-    /// Starts it again after its end, on the same addresses and data.
-    ///
-    /// # Errors
-    /// When it does not become ready.
-    pub async fn restart(&mut self) -> anyhow::Result<()> {
-        *self = Self::launch(self.setup.clone(), &self.grpc.clone(), &self.admin.clone()).await?;
-        Ok(())
-    }
-
-    /// `http://127.0.0.1:PORT` of its gRPC server.
-    #[must_use]
-    pub fn grpc_url(&self) -> String {
-        format!("http://{}", self.grpc)
-    }
-
-    /// `127.0.0.1:PORT` of its gRPC server.
-    #[must_use]
-    pub fn grpc_addr(&self) -> &str {
-        &self.grpc
-    }
-
     /// `http://127.0.0.1:PORT` of its metrics and probes.
     #[must_use]
     pub fn admin_url(&self) -> String {
-        format!("http://{}", self.admin)
-    }
-
-    /// A channel to its gRPC server.
-    ///
-    /// # Errors
-    /// When it is not reachable.
-    pub async fn channel(&self) -> anyhow::Result<Channel> {
-        Ok(Channel::from_shared(self.grpc_url())?.connect().await?)
+        format!("http://{}", self.second)
     }
 }
 
