@@ -71,5 +71,6 @@ pub use error::{Health, OpenError, ReadError, StoreError};
 pub use options::{Clock, Options, SystemClock};
 #[doc(hidden)]
 pub use options::{Faults, NoFaults};
+pub use record::MAX_BODY;
 pub use store::{Append, Store, TaskWatch};
 pub use types::{Record, RunId, RunInfo, RunKey, RunState, SYNC_BOUNDS_SECONDS, Stats, TaskInfo, TaskPage};

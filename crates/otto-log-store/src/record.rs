@@ -17,8 +17,8 @@ pub(crate) const HEADER: usize = 104;
 pub(crate) const FILE_HEADER: usize = 64;
 /// Records begin at multiples of this.
 pub(crate) const ALIGN: u64 = 8;
-/// Largest body: a block's largest payload (16 MiB), and room for compression that made it larger.
-pub(crate) const MAX_BODY: usize = (16 << 20) + (1 << 20);
+/// Largest body of a record, bytes: a block's largest payload (16 MiB), and room for compression that made it larger.
+pub const MAX_BODY: usize = (16 << 20) + (1 << 20);
 
 const MAGIC: u32 = u32::from_le_bytes(*b"Orec");
 const FILE_MAGIC: [u8; 8] = *b"OTTOSEG1";

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use otto_log_store::{Record, RunInfo, StoreError};
+use otto_log_store::{MAX_BODY, Record, RunInfo, StoreError};
 use otto_proto::block::{MAX_LINES, MAX_PAYLOAD_BYTES};
 use otto_proto::v1::log_batch_request::Kind;
 use otto_proto::v1::log_batch_response::Kind as Reply;
@@ -28,8 +28,6 @@ use crate::registry::Session;
 
 /// Records of a stream that are queued in the store at once.
 const IN_FLIGHT: usize = 256;
-/// Largest payload the store takes: what fits before compression, and what a compression that fails adds.
-const MAX_STORED_BYTES: usize = MAX_PAYLOAD_BYTES as usize + (1 << 20);
 
 impl outbox::Reply for LogBatchResponse {
     fn take(answer: &mut Answer) -> (Self, bool) {
@@ -472,12 +470,12 @@ async fn room_of(outbox: Option<&Outbox>) {
 /// Why no store will ever take this block, if that is so. One that is damaged, or of another format, is not judged.
 fn too_large(block: &LogBlock) -> Option<String> {
     let (stored, bytes, lines) = (block.payload.len(), block.payload_bytes, block.line_count);
-    let large = stored > MAX_STORED_BYTES || bytes > MAX_PAYLOAD_BYTES || lines > MAX_LINES;
+    let large = stored > MAX_BODY || bytes > MAX_PAYLOAD_BYTES || lines > MAX_LINES;
     let whole = || LogBlock { payload_bytes: 0, line_count: 1, ..block.clone() }.check().is_ok();
     (large && whole()).then(|| {
         format!(
             "the block is too large: {stored} bytes, {bytes} before compression, {lines} lines; accepted are at most \
-             {MAX_STORED_BYTES}, {MAX_PAYLOAD_BYTES} and {MAX_LINES}"
+             {MAX_BODY}, {MAX_PAYLOAD_BYTES} and {MAX_LINES}"
         )
     })
 }
