@@ -32,7 +32,8 @@ impl System {
         let (redis_url, log_url) = (redis.url(), logs.grpc_url());
         let mut flags = vec!["--redis-url", &redis_url, "--log-server", &log_url];
         flags.extend(scaler_flags);
-        let scaler = Scaler::start(dir.path(), &flags).await?;
+        // With something of its own to hand to its agents, which no job may see.
+        let scaler = Scaler::start_with_env(dir.path(), &flags, &[("RUST_LOG", "info")]).await?;
         Ok(Self { scaler, logs, redis, dir })
     }
 
