@@ -6,7 +6,7 @@ mod reap;
 mod signals;
 mod stop;
 
-pub(crate) use kin::{Lost, boot_id, end_lost, end_rest, ticks};
+pub(crate) use kin::{Lost, boot_id, end_lost, end_rest, session, ticks};
 pub(crate) use launch::{Job, LaunchError, Mark, PID_DIGITS, environment, launch, prepare};
 pub(crate) use reap::{JobEnd, reap};
 pub(crate) use signals::Signals;

@@ -8,10 +8,10 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::process::{getpid, getsid};
+use rustix::process::getpid;
 use serde::{Deserialize, Serialize};
 
-use crate::child::{Lost, Mark, PID_DIGITS, boot_id, ticks};
+use crate::child::{Lost, Mark, PID_DIGITS, boot_id, session, ticks};
 
 /// A run directory whose lock is ours.
 pub(crate) struct RunDir {
@@ -120,7 +120,7 @@ impl RunDir {
     /// # Errors
     /// When it cannot be written; then nothing may be started, and there is no mark, unless there was one before.
     pub(crate) fn mark_started(&self, started_at_ms: u64, run_id: &str) -> anyhow::Result<Mark> {
-        let session = getsid(None).map_or(0, |session| session.as_raw_nonzero().get());
+        let session = session();
         let pid = getpid().as_raw_nonzero();
         // Both ids are hexadecimal: nothing to escape.
         let mut text = format!(

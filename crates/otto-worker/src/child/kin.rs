@@ -167,6 +167,12 @@ fn processes() -> impl Iterator<Item = Process> {
         .filter_map(Process::read)
 }
 
+/// Id of our session; 0 if its leader is outside our PID namespace (pid_namespaces(7)), as with a process that was started
+/// into a container. `getsid` answers 0 then too, which rustix takes for impossible.
+pub(crate) fn session() -> i32 {
+    Process::read(getpid().as_raw_nonzero().get()).map_or(0, |own| own.session)
+}
+
 /// Of this start of the machine; empty if the kernel does not tell.
 pub(crate) fn boot_id() -> String {
     let text = fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id")).unwrap_or_default();
