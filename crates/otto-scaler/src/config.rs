@@ -10,7 +10,7 @@ use otto_service::{auth, grpc};
 
 use crate::apply::Defaults;
 use crate::controller::Options;
-use crate::driver::process;
+use crate::driver::{kubernetes, process};
 use crate::inbox::redis;
 use crate::inbox::redis::keys::EventStart;
 use crate::inbox::redis::link::Url;
@@ -56,6 +56,8 @@ pub(crate) struct Config {
     pub(crate) work: WorkArgs,
     #[command(flatten)]
     pub(crate) process: process::Settings,
+    #[command(flatten)]
+    pub(crate) kubernetes: kubernetes::Settings,
     #[command(flatten)]
     pub(crate) grpc: grpc::Limits,
 }
@@ -157,8 +159,8 @@ pub(crate) struct WorkArgs {
     #[arg(long, env = "OTTO_DEFAULT_COMMAND", value_name = "JSON", value_parser = command)]
     pub(crate) default_command: Option<Command>,
     /// Container image if the event does not say (driver kubernetes).
-    #[arg(long, env = "OTTO_DEFAULT_IMAGE", value_name = "IMAGE", default_value = "")]
-    pub(crate) default_image: String,
+    #[arg(long, env = "OTTO_WORKER_IMAGE", value_name = "IMAGE", default_value = "")]
+    pub(crate) worker_image: String,
     /// Longest time one attempt may run if the event does not say; 0: no limit.
     #[arg(long, env = "OTTO_DEFAULT_TIMEOUT", value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
     pub(crate) default_timeout: Duration,
@@ -246,7 +248,7 @@ impl Config {
             .context("--default-timeout is too long; accepted: at most 4294967295s")?;
         Ok(Options {
             defaults: Defaults {
-                image: work.default_image.clone(),
+                image: work.worker_image.clone(),
                 command: work.default_command.clone().map_or_else(demo, |command| command.0),
                 timeout_seconds,
                 max_attempts: work.default_max_attempts,
@@ -279,6 +281,16 @@ impl Config {
             worker_args: self.process.worker_arg.clone(),
             log_server: self.log_server.clone(),
             auth_token_file: self.auth.auth_token_file.clone(),
+            stop_grace: self.work.grace,
+            drain_limit: self.process.drain_limit,
+        }
+    }
+
+    /// What the Kubernetes driver goes by.
+    pub(crate) fn kubernetes(&self) -> kubernetes::Options {
+        kubernetes::Options {
+            log_server: self.kubernetes.worker_log_server.clone().unwrap_or_else(|| self.log_server.clone()),
+            settings: self.kubernetes.clone(),
             stop_grace: self.work.grace,
             drain_limit: self.process.drain_limit,
         }

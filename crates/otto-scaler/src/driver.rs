@@ -3,8 +3,11 @@
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use crate::task::{Millis, Outcome, Spec};
+use crate::task::{Class, Millis, Outcome, Spec};
 
+#[allow(dead_code, reason = "its parts come one by one")]
+pub(crate) mod kubernetes;
+mod name;
 pub(crate) mod process;
 
 /// Which attempt of which worker; its name is derived from it and nothing else.
@@ -41,7 +44,7 @@ pub(crate) struct Observed {
 pub(crate) enum State {
     /// It exists; the job has not begun. With a reason if it cannot begin yet.
     Created {
-        waiting: Option<Outcome>,
+        waiting: Option<Waiting>,
     },
     Running,
     /// The job has ended (its log may still be draining).
@@ -51,6 +54,15 @@ pub(crate) enum State {
     },
     /// It has been removed.
     Gone,
+}
+
+/// Why the job of a worker cannot begin yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// What it waits for, as it would be told if it never came. Never `Success` or `Stopped`.
+    pub(crate) outcome: Outcome,
+    /// It never comes by itself: there is no use in patience.
+    pub(crate) hopeless: bool,
 }
 
 /// Why a driver did not do it.
@@ -63,6 +75,8 @@ pub(crate) enum DriverError {
     /// meanwhile. A driver that does not know asks again by itself until it does (the name makes it the same worker).
     #[error("{message}")]
     Busy {
+        /// What kept it from being created: told to the reader of the log.
+        class: Class,
         /// Milliseconds.
         retry_after: u32,
         /// What the driver said.
@@ -92,4 +106,7 @@ pub(crate) trait Driver: Send + Sync + 'static {
 
     /// Every change from now on, sent into `changes`; called once, before `list`.
     fn watch(&self, changes: mpsc::Sender<Observed>) -> anyhow::Result<()>;
+
+    /// Waits until the driver has ended everything of its own, after it was told to stop. Workers live on.
+    fn closed(&self) -> BoxFuture<'_, ()>;
 }

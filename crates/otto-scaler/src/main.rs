@@ -7,6 +7,8 @@ mod driver;
 mod event;
 mod grpc;
 mod inbox;
+#[allow(dead_code, reason = "the election comes with the Kubernetes driver")]
+mod leadership;
 mod metrics;
 mod plan;
 mod serve;

@@ -192,8 +192,10 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
     match (&fact.state, worker.phase) {
         (State::Created { waiting }, WorkerPhase::Queued | WorkerPhase::Created) => {
             worker.phase = WorkerPhase::Created;
-            if waiting.is_some() && worker.outcome != *waiting {
-                worker.outcome.clone_from(waiting);
+            if let Some(waiting) = waiting
+                && worker.outcome.as_ref() != Some(&waiting.outcome)
+            {
+                worker.outcome = Some(waiting.outcome.clone());
             }
         }
         (State::Running, WorkerPhase::Queued | WorkerPhase::Created | WorkerPhase::Running) => {

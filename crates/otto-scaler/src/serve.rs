@@ -23,6 +23,7 @@ use crate::config::{Config, DriverKind};
 use crate::controller::board::Board;
 use crate::controller::{self, Health};
 use crate::driver::Driver;
+use crate::driver::kubernetes::KubernetesDriver;
 use crate::driver::process::ProcessDriver;
 use crate::grpc::scaler::Scaler;
 use crate::grpc::tasks::Tasks;
@@ -30,6 +31,7 @@ use crate::inbox::DeadLetters;
 use crate::inbox::redis::Redis;
 use crate::inbox::redis::link;
 use crate::inbox::redis::owner::Identity;
+use crate::leadership::Leadership;
 use crate::metrics::Metrics;
 use crate::store::TaskStore;
 use crate::store::embedded::EmbeddedStore;
@@ -88,14 +90,16 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         }
     };
     let stop_driver = CancellationToken::new();
-    let process = match config.driver {
+    let driver: Arc<dyn Driver> = match config.driver {
         DriverKind::Process => {
             let (options, stop) = (config.process(), stop_driver.clone());
             Arc::new(tokio::task::spawn_blocking(move || ProcessDriver::open(options, stop)).await??)
         }
-        DriverKind::Kubernetes => anyhow::bail!("--driver kubernetes: not in this build yet; accepted: process"),
+        DriverKind::Kubernetes => {
+            let (options, leadership) = (config.kubernetes(), Leadership::unlimited());
+            Arc::new(KubernetesDriver::open(options, leadership, stop_driver.clone()).await?)
+        }
     };
-    let driver: Arc<dyn Driver> = Arc::clone(&process) as Arc<dyn Driver>;
     let channel = Endpoint::new(&config.log_server, &config.auth.client()).context("--log-server")?.connect_lazy();
     let mut sinks: Vec<Arc<dyn Sink>> = vec![Arc::new(LogServer::new(channel))];
     if let Some(redis) = &redis {
@@ -134,7 +138,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let tasks = Tasks {
         handle: handle.clone(),
         store,
-        driver,
+        driver: Arc::clone(&driver),
         publisher: publisher.clone(),
         dead_letters: redis.as_ref().map(|redis| Arc::new(redis.dead_letters()) as Arc<dyn DeadLetters>),
         watchers: watchers.clone(),
@@ -223,7 +227,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     stop_carriers.cancel();
     rest(&mut back).await;
     stop_driver.cancel();
-    process.closed().await;
+    driver.closed().await;
     failure.map_or(Ok(()), Err)
 }
 

@@ -7,7 +7,7 @@ use otto_log_store::{Clock, Cursor, From, Item, Options, Record, RunId, RunKey, 
 use otto_proto::block::{Attributes, Builder};
 use otto_proto::v1::{FinishRun, LogBlock, LogLevel, LogSource, WorkerEvent, log_gap::Reason, worker_event};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A clock that a test moves: the wall clock, and nanoseconds of it that were jumps.
 #[derive(Debug)]

@@ -393,7 +393,13 @@ impl Controller {
         let call = async move {
             let launch = Launch { key: key.clone(), spec: stored.spec.clone(), traceparent };
             let created = AssertUnwindSafe(async { driver.create(launch).await }).catch_unwind().await;
-            let panicked = |_| Err(DriverError::Busy { retry_after: 1_000, message: "the driver panicked".to_owned() });
+            let panicked = |_| {
+                Err(DriverError::Busy {
+                    class: Class::Infrastructure,
+                    retry_after: 1_000,
+                    message: "the driver panicked".to_owned(),
+                })
+            };
             Driven::Created { key, result: created.unwrap_or_else(panicked) }
         };
         self.driving.spawn(call.instrument(span));
@@ -455,12 +461,12 @@ impl Controller {
                 fact.gone = true;
                 task.facts.workers.entry(attempt).or_insert(fact);
             }
-            Err(DriverError::Busy { retry_after, message }) => {
+            Err(DriverError::Busy { class, retry_after, message }) => {
                 self.metrics.driver_errors.inc();
                 tracing::warn!(worker = self.driver.worker_name(key), message, "a worker cannot be created yet");
                 task.facts.deferred.insert(attempt, now + Millis::from(retry_after.max(10)));
                 if let Some(record) = &task.stored {
-                    let why = Outcome { class: Class::Infrastructure, exit_code: None, signal: None, message };
+                    let why = Outcome { class, exit_code: None, signal: None, message };
                     let event = Teller { driver: &*self.driver, record }.waiting(attempt, now, &why);
                     self.publisher.publish(vec![event]);
                 }

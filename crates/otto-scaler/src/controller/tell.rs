@@ -21,7 +21,9 @@ impl Controller {
             }
             let told = task.told.entry(*attempt).or_default();
             let waiting = match &fact.state {
-                State::Created { waiting: Some(why) } => teller.waiting(*attempt, fact.created_at, why).event_id,
+                State::Created { waiting: Some(why) } => {
+                    teller.waiting(*attempt, fact.created_at, &why.outcome).event_id
+                }
                 _ => String::new(),
             };
             let seen = Told {

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 
 use self::fakes::{MemoryStore, Mood, key, outcome};
 use super::*;
-use crate::driver::{DriverError, State};
+use crate::driver::{DriverError, State, Waiting};
 use crate::event::{Direction, GivenSpec};
 use crate::task::{Class, EntryId, Phase, WorkerPhase};
 
@@ -215,11 +215,9 @@ async fn scale_down_and_cancel() {
 #[tokio::test(start_paused = true)]
 async fn what_waits_is_cancelled_too() {
     let f = fresh().await;
-    f.driver
-        .refusal
-        .lock()
-        .unwrap()
-        .replace(Box::new(|_| Some(DriverError::Busy { retry_after: 600_000, message: "full".into() })));
+    f.driver.refusal.lock().unwrap().replace(Box::new(|_| {
+        Some(DriverError::Busy { class: Class::Infrastructure, retry_after: 600_000, message: "full".into() })
+    }));
     changed(f.up("a", 2).await);
     changed(f.down("a", 0).await);
     f.until_phase("a", Phase::Cancelled).await;
@@ -379,7 +377,7 @@ async fn refused_and_busy() {
     f.driver.refusal.lock().unwrap().replace(Box::new(move |key| match key.task_id.as_str() {
         "never" => Some(DriverError::Refused(outcome(Class::Image))),
         _ if busy.fetch_sub(1, Ordering::Relaxed) > 1 => {
-            Some(DriverError::Busy { retry_after: 100, message: "full".into() })
+            Some(DriverError::Busy { class: Class::Infrastructure, retry_after: 100, message: "full".into() })
         }
         _ => None,
     }));
@@ -443,7 +441,10 @@ async fn an_older_look_takes_nobody_back() {
     f.driver.start(&key("a", 0, 1));
     let running = |f: &Fixture| f.handle.board().get("a").unwrap().workers[0].phase == WorkerPhase::Running;
     f.until("running", running).await;
-    f.driver.put(&key("a", 0, 1), State::Created { waiting: Some(outcome(Class::Quota)) });
+    f.driver.put(
+        &key("a", 0, 1),
+        State::Created { waiting: Some(Waiting { outcome: outcome(Class::Quota), hopeless: false }) },
+    );
     f.driver.tell(&key("a", 0, 1));
     // Told in order: once this is seen, the older look was too.
     changed(f.up("b", 1).await);
@@ -615,9 +616,11 @@ async fn random_faults() {
                 78..80 => {
                     let odds = random.random_range(0..3_u32);
                     f.driver.refusal.lock().unwrap().replace(Box::new(move |key| {
-                        (key.index + odds)
-                            .is_multiple_of(3)
-                            .then(|| DriverError::Busy { retry_after: 50, message: "full".into() })
+                        (key.index + odds).is_multiple_of(3).then(|| DriverError::Busy {
+                            class: Class::Infrastructure,
+                            retry_after: 50,
+                            message: "full".into(),
+                        })
                     }));
                 }
                 _ => tokio::time::sleep(Duration::from_millis(random.random_range(1..3_000))).await,

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Driver, DriverError, Launch, Observed, State, WorkerKey};
+use super::{Driver, DriverError, Launch, Observed, State, WorkerKey, name};
 use crate::task::{Class, Outcome};
 
 mod agent;
@@ -38,7 +38,6 @@ mod children;
 mod drains;
 mod follow;
 mod launch;
-mod name;
 mod notify;
 mod remnants;
 mod run_dir;
@@ -126,12 +125,6 @@ impl ProcessDriver {
         shared.tracker.spawn(shared.children.clone().reap_orphans(stop));
         Ok(Self { shared })
     }
-
-    /// Waits until nothing is followed any more, after the token of [`ProcessDriver::open`] was cancelled.
-    pub(crate) async fn closed(&self) {
-        self.shared.tracker.close();
-        self.shared.tracker.wait().await;
-    }
 }
 
 impl Shared {
@@ -165,6 +158,7 @@ impl Shared {
         let file = LaunchFile::new(launch, run_dir::now());
         file.check().map_err(DriverError::Refused)?;
         let busy = |error: io::Error| DriverError::Busy {
+            class: Class::Infrastructure,
             retry_after: BUSY,
             message: format!("the run directory {} cannot be made: {error}", worker.dir.path().display()),
         };
@@ -229,7 +223,11 @@ impl Shared {
             _ if error.raw_os_error() == Some(libc::ENOEXEC) => DriverError::Refused(infrastructure(format!(
                 "the agent {program} cannot be started: {error} (--worker-binary of otto-scaler)"
             ))),
-            _ => DriverError::Busy { retry_after: BUSY, message: format!("no process can be started: {error}") },
+            _ => DriverError::Busy {
+                class: Class::Infrastructure,
+                retry_after: BUSY,
+                message: format!("no process can be started: {error}"),
+            },
         }
     }
 
@@ -267,7 +265,11 @@ impl Shared {
             let (shared, worker) = (Arc::clone(&self), Arc::clone(&worker));
             tokio::task::spawn_blocking(move || shared.make(&worker, &launch)).await
         };
-        let failed = |error| DriverError::Busy { retry_after: BUSY, message: format!("starting a worker: {error}") };
+        let failed = |error| DriverError::Busy {
+            class: Class::Infrastructure,
+            retry_after: BUSY,
+            message: format!("starting a worker: {error}"),
+        };
         match made.map_err(failed).and_then(|made| made) {
             Ok((file, child)) => {
                 worker.set_mark(&file);
@@ -411,7 +413,11 @@ impl Driver for ProcessDriver {
         let created = self.shared.tracker.spawn(Arc::clone(&self.shared).create(launch));
         async move {
             created.await.unwrap_or_else(|error| {
-                Err(DriverError::Busy { retry_after: BUSY, message: format!("starting a worker: {error}") })
+                Err(DriverError::Busy {
+                    class: Class::Infrastructure,
+                    retry_after: BUSY,
+                    message: format!("starting a worker: {error}"),
+                })
             })
         }
         .boxed()
@@ -430,6 +436,13 @@ impl Driver for ProcessDriver {
 
     fn watch(&self, changes: mpsc::Sender<Observed>) -> anyhow::Result<()> {
         self.shared.changes.set(changes).map_err(|_| anyhow::anyhow!("the process driver is watched already"))
+    }
+
+    fn closed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.shared.tracker.close();
+            self.shared.tracker.wait().await;
+        })
     }
 }
 

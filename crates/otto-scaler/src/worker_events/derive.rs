@@ -171,7 +171,7 @@ impl Teller<'_> {
     pub(crate) fn observed(&self, of: Attempt, fact: &Fact) -> Vec<WorkerEvent> {
         let mut events = vec![self.created(of, fact.created_at, &fact.node_name)];
         match &fact.state {
-            State::Created { waiting: Some(why) } => events.push(self.waiting(of, fact.created_at, why)),
+            State::Created { waiting: Some(why) } => events.push(self.waiting(of, fact.created_at, &why.outcome)),
             State::Created { waiting: None } | State::Gone => {}
             State::Running => {
                 events.push(self.started(of, fact.started_at.unwrap_or(fact.created_at), &fact.node_name))

@@ -276,4 +276,8 @@ impl Driver for MemoryDriver {
         *self.changes.lock().unwrap() = Some(changes);
         Ok(())
     }
+
+    fn closed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }

@@ -239,7 +239,7 @@ impl Follower {
                 None
             }
             Ok(Err(DriverError::Refused(outcome))) => self.forbid(outcome.class, outcome.message),
-            Ok(Err(DriverError::Busy { retry_after, message })) => {
+            Ok(Err(DriverError::Busy { retry_after, message, .. })) => {
                 tracing::warn!(worker = self.worker.name, message, "an agent cannot be started again yet");
                 let _ = timeout(Duration::from_millis(retry_after.into()), self.worker.woken()).await;
                 None

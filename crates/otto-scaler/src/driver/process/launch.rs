@@ -46,7 +46,7 @@ impl LaunchFile {
         let mut job = |name: &str, value: String| env.insert(format!("OTTO_JOB_{name}"), value);
         job(LAUNCH_ID, uuid::Uuid::new_v4().to_string());
         job("TASK_ID", key.task_id.clone());
-        job("WORKER_ID", super::name::worker_name(key));
+        job("WORKER_ID", crate::driver::name::worker_name(key));
         job("INDEX", key.index.to_string());
         job("ATTEMPT", key.attempt.to_string());
         job("REPOSITORY", spec.repository.clone());

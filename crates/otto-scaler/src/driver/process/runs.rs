@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
 
-use super::name::is_worker_name;
 use super::run_dir::RunDir;
+use crate::driver::name::is_worker_name;
 
 /// What is being removed. Begins with a dot, so it is no worker's name.
 const TRASH: &str = ".removed";

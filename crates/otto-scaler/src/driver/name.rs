@@ -9,7 +9,7 @@ const READABLE: usize = 20;
 
 /// `otto-`, what a DNS label can show of the task id, 10 hex digits of its SHA-256, index and attempt: a DNS-1123 label of
 /// at most 58 bytes, the same for the same key. Whatever the id holds, the name is no path.
-pub(super) fn worker_name(key: &WorkerKey) -> String {
+pub(crate) fn worker_name(key: &WorkerKey) -> String {
     let mut name = String::from("otto-");
     let start = name.len();
     for character in key.task_id.chars() {
@@ -35,7 +35,7 @@ pub(super) fn worker_name(key: &WorkerKey) -> String {
 }
 
 /// Whether a directory entry can be a run directory.
-pub(super) fn is_worker_name(name: &str) -> bool {
+pub(crate) fn is_worker_name(name: &str) -> bool {
     let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     name.starts_with("otto-") && name.len() <= 63 && name.bytes().all(label)
 }
