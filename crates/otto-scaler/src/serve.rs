@@ -23,7 +23,7 @@ use crate::config::{Config, DriverKind};
 use crate::controller::board::Board;
 use crate::controller::{self, Health};
 use crate::driver::Driver;
-use crate::driver::kubernetes::KubernetesDriver;
+use crate::driver::kubernetes::{Cluster, KubernetesDriver};
 use crate::driver::process::ProcessDriver;
 use crate::grpc::scaler::Scaler;
 use crate::grpc::tasks::Tasks;
@@ -97,7 +97,8 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         }
         DriverKind::Kubernetes => {
             let (options, leadership) = (config.kubernetes(), Leadership::unlimited());
-            Arc::new(KubernetesDriver::open(options, leadership, stop_driver.clone()).await?)
+            let cluster = Cluster::connect(&options.settings).await?;
+            Arc::new(KubernetesDriver::open(cluster, options, leadership, stop_driver.clone()).await?)
         }
     };
     let channel = Endpoint::new(&config.log_server, &config.auth.client()).context("--log-server")?.connect_lazy();

@@ -12,11 +12,15 @@ use super::{Driver, DriverError, Launch, Observed, WorkerKey};
 use crate::leadership::Leadership;
 
 mod classify;
+mod cluster;
+mod errors;
 mod names;
+mod pause;
 mod pod;
 mod seen;
 mod settings;
 
+pub(crate) use cluster::Cluster;
 pub(crate) use settings::{Options, Settings};
 
 /// The driver `kubernetes`.
@@ -29,6 +33,7 @@ impl KubernetesDriver {
     /// # Errors
     /// Names the setting at fault, or what the API server refused and the permission that is missing.
     pub(crate) async fn open(
+        _cluster: Cluster,
         _options: Options,
         _leadership: Leadership,
         _stop: CancellationToken,

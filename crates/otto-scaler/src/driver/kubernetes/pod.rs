@@ -1,7 +1,6 @@
 //! The Pod of a worker.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
+use super::seen::SeenMetadata;
 use crate::driver::{Launch, WorkerKey};
 use crate::task::Outcome;
 
@@ -20,6 +19,6 @@ impl PodMaker {
 }
 
 /// Which worker a Pod is, by its labels and annotations. `None`: not one of ours.
-pub(super) fn key_of(_metadata: &ObjectMeta) -> Option<WorkerKey> {
+pub(super) fn key_of(_metadata: &SeenMetadata) -> Option<WorkerKey> {
     None
 }
