@@ -42,14 +42,19 @@ pub struct Server {
 
 impl Server {
     /// A server without services.
+    ///
+    /// The health of `grpc.health.v1.Health` itself says that the server answers and is not draining, whatever its services say: for
+    /// probes that must not end a program because something else is away.
     pub fn new(limits: Limits, policy: Policy) -> Self {
+        let health = HealthReporter::new();
+        health.add(HEALTH);
         Server {
             limits,
             policy,
             routes: Routes::default(),
             names: Vec::new(),
             descriptors: Vec::new(),
-            health: HealthReporter::new(),
+            health,
             metrics: Metrics::default(),
         }
     }

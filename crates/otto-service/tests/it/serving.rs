@@ -30,6 +30,8 @@ async fn health_tells_the_truth_about_each_service() {
     server.health.set_not_serving(NAME);
     assert_eq!(check(&channel, NAME).await.unwrap(), ServingStatus::NotServing);
     assert_eq!(check(&channel, "").await.unwrap(), ServingStatus::NotServing, "the whole is not better than its parts");
+    let own = check(&channel, "grpc.health.v1.Health").await.unwrap();
+    assert_eq!(own, ServingStatus::Serving, "the server answers, whatever its services cannot do");
     server.health.set_serving(NAME);
     assert_eq!(check(&channel, "").await.unwrap(), ServingStatus::Serving);
 
