@@ -63,6 +63,8 @@ pub(crate) struct Waiting {
     pub(crate) outcome: Outcome,
     /// It never comes by itself: there is no use in patience.
     pub(crate) hopeless: bool,
+    /// Every worker waits so for a moment: told only if it lasts.
+    pub(crate) usual: bool,
 }
 
 /// Why a driver did not do it.

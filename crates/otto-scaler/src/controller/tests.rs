@@ -443,7 +443,7 @@ async fn an_older_look_takes_nobody_back() {
     f.until("running", running).await;
     f.driver.put(
         &key("a", 0, 1),
-        State::Created { waiting: Some(Waiting { outcome: outcome(Class::Quota), hopeless: false }) },
+        State::Created { waiting: Some(Waiting { outcome: outcome(Class::Quota), hopeless: false, usual: false }) },
     );
     f.driver.tell(&key("a", 0, 1));
     // Told in order: once this is seen, the older look was too.

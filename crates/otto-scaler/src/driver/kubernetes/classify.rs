@@ -1,8 +1,25 @@
 //! What really happened to a Pod, from its status. Pure.
+//!
+//! The container `job` decides: it has ended when it has terminated, though the Pod lives on with the agent's container,
+//! which drains the log. What the job's agent reported (the container's termination message) wins, unless the cluster
+//! said something stronger: an agent that was told to stop does not know that its node was being drained. What the
+//! cluster did is in the Pod's `status.reason` and in its condition `DisruptionTarget`
+//! (<https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions>); why a container does not
+//! run is in the reason of its state, which the kubelet writes.
+//!
+//! Statuses may be partial, old or nonsense: whatever is missing is taken as not known.
 
-use super::seen::SeenPod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::names::{AGENT_CONTAINER, JOB_CONTAINER};
+use super::seen::{SeenContainer, SeenPod, SeenTerminated};
 use crate::driver::State;
-use crate::task::Millis;
+use crate::task::{Class, Millis, Outcome};
+
+mod cause;
+mod end;
+mod text;
+mod wait;
 
 /// Where a Pod is in its life.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +32,150 @@ pub(super) struct Life {
 }
 
 /// Reads a Pod's status. `deleted`: the API server says that the Pod is gone, and this was its last state.
-pub(super) fn classify(_pod: &SeenPod, _deleted: bool) -> Life {
-    Life { state: State::Created { waiting: None }, started_at: None, drained: false }
+pub(super) fn classify(pod: &SeenPod, deleted: bool) -> Life {
+    let look = Look::at(pod);
+    let over = deleted || look.is_terminal();
+    let state = match look.job_end() {
+        Some(end) => look.ended(Some(end)),
+        None if over => look.ended(None),
+        None if look.job_runs() => State::Running,
+        None => State::Created { waiting: wait::waiting(&look) },
+    };
+    let drained = over || (matches!(state, State::Ended { .. }) && !look.agent().is_some_and(runs));
+    Life { state, started_at: look.job_began(), drained }
 }
+
+/// A Pod and its containers.
+struct Look<'a> {
+    pod: &'a SeenPod,
+    containers: &'a [SeenContainer],
+    init_containers: &'a [SeenContainer],
+}
+
+impl<'a> Look<'a> {
+    fn at(pod: &'a SeenPod) -> Self {
+        Look {
+            pod,
+            containers: pod.status.container_statuses.as_deref().unwrap_or_default(),
+            init_containers: pod.status.init_container_statuses.as_deref().unwrap_or_default(),
+        }
+    }
+
+    fn container(&self, name: &str) -> Option<&'a SeenContainer> {
+        self.containers.iter().find(|container| container.name == name)
+    }
+
+    fn job(&self) -> Option<&'a SeenContainer> {
+        self.container(JOB_CONTAINER)
+    }
+
+    fn agent(&self) -> Option<&'a SeenContainer> {
+        self.container(AGENT_CONTAINER)
+    }
+
+    fn phase(&self) -> &'a str {
+        self.pod.status.phase.as_deref().unwrap_or_default()
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self.phase(), "Succeeded" | "Failed")
+    }
+
+    fn node(&self) -> Option<&'a str> {
+        self.pod.spec.node_name.as_deref().filter(|node| !node.is_empty())
+    }
+
+    /// The status of a condition, if the Pod has it, with its reason and message.
+    fn condition(&self, kind: &str) -> Option<(&'a str, &'a str, &'a str, Option<Millis>)> {
+        let conditions = self.pod.status.conditions.as_deref().unwrap_or_default();
+        conditions.iter().find(|condition| condition.type_ == kind).map(|condition| {
+            (
+                condition.status.as_str(),
+                condition.reason.as_deref().unwrap_or_default(),
+                condition.message.as_deref().unwrap_or_default(),
+                millis(condition.last_transition_time.as_ref()),
+            )
+        })
+    }
+
+    /// How the job's container ended, if it has.
+    ///
+    /// A job that began is never begun again: where a container was started a second time (the kubelet lost sight of it,
+    /// or a restart policy says so), its agent only drains, and it is the first end that counts.
+    fn job_end(&self) -> Option<&'a SeenTerminated> {
+        let job = self.job()?;
+        let now = job.state.as_ref().and_then(|state| state.terminated.as_ref());
+        let before = job.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+        match (before, now) {
+            (Some(before), Some(now)) if end::report(before).is_none() && end::report(now).is_some() => Some(now),
+            (before, now) => before.or(now),
+        }
+    }
+
+    fn job_runs(&self) -> bool {
+        // A Pod that says nothing of its containers is as its phase says.
+        self.job().map_or_else(|| self.containers.is_empty() && self.phase() == "Running", runs)
+    }
+
+    fn job_began(&self) -> Option<Millis> {
+        let job = self.job()?;
+        [&job.last_state, &job.state].into_iter().flatten().find_map(|state| {
+            let running = state.running.as_ref().and_then(|running| millis(running.started_at.as_ref()));
+            running.or_else(|| state.terminated.as_ref().and_then(|end| millis(end.started_at.as_ref())))
+        })
+    }
+
+    fn ended(&self, end: Option<&SeenTerminated>) -> State {
+        let report = end.and_then(end::report);
+        let cause = cause::cause(self);
+        let at = [
+            report.as_ref().and_then(|report| report.ended_at),
+            end.and_then(|end| millis(end.finished_at.as_ref())),
+            cause.as_ref().and_then(|cause| cause.at),
+            self.told_to_end_at(),
+            self.last_change(),
+        ];
+        let at = at.into_iter().flatten().next().unwrap_or_default();
+        let outcome = match end {
+            Some(end) => end::of_container(self, end, report, cause),
+            None => end::of_pod(self, cause),
+        };
+        State::Ended { at, outcome }
+    }
+
+    /// When its deletion was asked for.
+    fn told_to_end_at(&self) -> Option<Millis> {
+        // The time in the metadata is when the grace period is over.
+        let metadata = &self.pod.metadata;
+        let grace = metadata.deletion_grace_period_seconds.unwrap_or_default().clamp(0, 1 << 32);
+        millis(metadata.deletion_timestamp.as_ref()).map(|at| at - grace * 1000)
+    }
+
+    /// The last time that the status tells.
+    fn last_change(&self) -> Option<Millis> {
+        let conditions = self.pod.status.conditions.as_deref().unwrap_or_default();
+        let changes = conditions.iter().filter_map(|condition| millis(condition.last_transition_time.as_ref()));
+        let ends = self.containers.iter().filter_map(|container| {
+            let end = container.state.as_ref().and_then(|state| state.terminated.as_ref())?;
+            millis(end.finished_at.as_ref())
+        });
+        let metadata = &self.pod.metadata;
+        changes.chain(ends).max().or_else(|| millis(metadata.creation_timestamp.as_ref()))
+    }
+}
+
+fn runs(container: &SeenContainer) -> bool {
+    container.state.as_ref().is_some_and(|state| state.running.is_some())
+}
+
+/// `None` for the zero time too, which the kubelet writes of what never happened.
+fn millis(time: Option<&Time>) -> Option<Millis> {
+    time.map(|time| time.0.as_millisecond()).filter(|at| *at > 0)
+}
+
+fn outcome(class: Class, message: String) -> Outcome {
+    Outcome { class, exit_code: None, signal: None, message }
+}
+
+#[cfg(test)]
+mod tests;

@@ -78,6 +78,15 @@ pub(super) struct SeenContainer {
     pub(super) restart_count: i32,
     pub(super) state: Option<SeenState>,
     pub(super) last_state: Option<SeenState>,
+    /// As the node gave them to it (Kubernetes 1.33 and later tell).
+    pub(super) resources: Option<SeenResources>,
+}
+
+/// What a container got.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct SeenResources {
+    #[serde(default)]
+    pub(super) limits: BTreeMap<String, String>,
 }
 
 /// At most one of them is there; none: it waits.

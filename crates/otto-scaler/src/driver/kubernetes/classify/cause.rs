@@ -1,0 +1,107 @@
+//! What the cluster did to a Pod.
+
+use super::text::{steady, with};
+use super::{Look, millis};
+use crate::task::{Class, Millis};
+
+/// Why a Pod ended that did not end by itself.
+pub(super) struct Cause {
+    pub(super) class: Class,
+    pub(super) message: String,
+    pub(super) at: Option<Millis>,
+}
+
+/// `None`: nothing was done to it, as far as its status tells. A mere deletion is not among it.
+pub(super) fn cause(look: &Look<'_>) -> Option<Cause> {
+    let status = &look.pod.status;
+    let message = status.message.as_deref().unwrap_or_default();
+    let disruption = look.condition("DisruptionTarget").filter(|(status, ..)| *status == "True");
+    let at = disruption.and_then(|(_, _, _, at)| at);
+    if let Some((class, message)) = by_reason(look, status.reason.as_deref().unwrap_or_default(), message) {
+        return Some(Cause { class, message, at });
+    }
+    let (_, reason, message, _) = disruption?;
+    by_disruption(look, reason, message).map(|(class, message)| Cause { class, message, at })
+}
+
+/// `status.reason`, written by the kubelet or the node controller.
+fn by_reason(look: &Look<'_>, reason: &str, message: &str) -> Option<(Class, String)> {
+    let node = node(look);
+    Some(match reason {
+        "Evicted" => (Class::Evicted, with(&format!("evicted from {node}"), message)),
+        "DeadlineExceeded" => (
+            Class::Deadline,
+            "the Pod was active longer than it may be (activeDeadlineSeconds), and was stopped".to_owned(),
+        ),
+        // Room for a Pod that the node itself needs.
+        "Preempting" => (Class::Preempted, with(&format!("preempted on {node}"), message)),
+        "NodeLost" => (Class::NodeLost, with(&format!("{node} was lost"), message)),
+        "NodeShutdown" | "Shutdown" | "Terminated" => {
+            (Class::NodeLost, with(&format!("{node} was shut down"), message))
+        }
+        // The kubelet did not admit what the scheduler had given it: another node, or the same a moment later, may.
+        "NodeAffinity"
+        | "NodeName"
+        | "NodePorts"
+        | "NodeUnschedulable"
+        | "TaintToleration"
+        | "InvalidNodeInfo"
+        | "TopologyAffinityError"
+        | "NUMATopology"
+        | "NodeDeclaredFeatures" => (Class::Unschedulable, rejected(&node, reason, message)),
+        _ if reason.starts_with("OutOf") => (Class::Unschedulable, rejected(&node, reason, message)),
+        // Mostly a device plugin's trouble.
+        "UnexpectedAdmissionError" | "UnexpectedPredicateFailureType" | "AdmissionFailed" => {
+            (Class::Infrastructure, rejected(&node, reason, message))
+        }
+        // Asked for what this cluster does not allow or have: it would be rejected again.
+        "SysctlForbidden"
+        | "AppArmor"
+        | "PodFeatureUnsupported"
+        | "InitContainerRestartPolicyForbidden"
+        | "PodOSSelectorNodeLabelDoesNotMatch"
+        | "PodOSNotSupported"
+        | "UnsupportedPodOSSelector"
+        | "PodLevelResourcesNotAdmittedReason"
+        | "PodLevelResourcesNotSupported" => (Class::Admission, rejected(&node, reason, message)),
+        _ => return None,
+    })
+}
+
+/// Reasons of the condition `DisruptionTarget`.
+fn by_disruption(look: &Look<'_>, reason: &str, message: &str) -> Option<(Class, String)> {
+    let node = node(look);
+    Some(match reason {
+        "PreemptionByScheduler" => (Class::Preempted, "preempted to make room for a Pod of higher priority".to_owned()),
+        "DeletionByTaintManager" => {
+            (Class::NodeLost, format!("{node} became unreachable, not ready, or was tainted so that it had to leave"))
+        }
+        "DeletionByPodGC" => (Class::NodeLost, with(&format!("{node} was lost"), message)),
+        "EvictionByEvictionAPI" => {
+            (Class::Evicted, format!("evicted from {node} by request (the node was drained, or the like)"))
+        }
+        "TerminationByKubelet" => (Class::Evicted, with(&format!("{node} ended the Pod"), message)),
+        _ if look.pod.status.phase.as_deref() == Some("Failed") || look.told_to_end_at().is_some() => {
+            (Class::Evicted, with(&format!("disrupted ({})", steady(reason)), message))
+        }
+        _ => return None,
+    })
+}
+
+fn rejected(node: &str, reason: &str, message: &str) -> String {
+    let reason = steady(reason);
+    // The kubelet often begins with the reason itself.
+    let message = message.strip_prefix("Pod was rejected: ").unwrap_or(message);
+    let message = message.strip_prefix("Pod ").filter(|_| message.starts_with("Pod was rejected")).unwrap_or(message);
+    with(&format!("rejected by {node} ({reason})"), message)
+}
+
+/// `node NAME`, or `its node`.
+pub(super) fn node(look: &Look<'_>) -> String {
+    look.node().map_or_else(|| "its node".to_owned(), |node| format!("node {node}"))
+}
+
+/// When a Pod was told to end by deleting it, and nothing says why.
+pub(super) fn deleted(look: &Look<'_>) -> Option<Option<Millis>> {
+    look.pod.metadata.deletion_timestamp.as_ref().map(|time| millis(Some(time)))
+}

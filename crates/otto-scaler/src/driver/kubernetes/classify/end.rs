@@ -1,0 +1,244 @@
+//! How the job of a Pod ended.
+
+use serde::Deserialize;
+
+use super::cause::{Cause, deleted, node};
+use super::text::{steady, with};
+use super::wait::{self, Whose};
+use super::{Look, outcome};
+use crate::driver::kubernetes::seen::{SeenContainer, SeenTerminated};
+use crate::task::{Class, Millis, Outcome};
+
+/// The exit code of an agent that failed before it could begin the job, and could not even write down why.
+const AGENT_FAILED: i32 = 125;
+
+/// What the agent says of its job: the text of `exit.json` as termination message.
+pub(super) struct Report {
+    outcome: Outcome,
+    pub(super) ended_at: Option<Millis>,
+}
+
+#[derive(Deserialize)]
+struct Exit {
+    #[serde(default)]
+    exit_code: Option<i32>,
+    #[serde(default)]
+    signal: Option<i32>,
+    class: String,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    ended_at_ms: Option<Millis>,
+}
+
+/// `None`: the agent said nothing, or nothing that is understood.
+pub(super) fn report(end: &SeenTerminated) -> Option<Report> {
+    let exit: Exit = serde_json::from_str(end.message.as_deref()?.trim()).ok()?;
+    let class = serde_json::from_value(serde_json::Value::String(exit.class));
+    // A class of a later agent.
+    let class = class.unwrap_or(match exit.exit_code {
+        Some(0) => Class::Success,
+        Some(_) => Class::Exited,
+        None => Class::AgentLost,
+    });
+    let outcome = Outcome { class, exit_code: exit.exit_code, signal: exit.signal, message: exit.message };
+    Some(Report { outcome, ended_at: exit.ended_at_ms.filter(|at| *at > 0) })
+}
+
+/// Of a Pod whose job's container has ended.
+pub(super) fn of_container(
+    look: &Look<'_>,
+    end: &SeenTerminated,
+    report: Option<Report>,
+    cause: Option<Cause>,
+) -> Outcome {
+    let reason = end.reason.as_deref().unwrap_or_default();
+    let killed_for_memory = reason == "OOMKilled";
+    let Some(Report { outcome: mut said, .. }) = report else {
+        return of_silent(look, end, cause);
+    };
+    match said.class {
+        // It came to its own end, whatever was done to its Pod.
+        Class::Success | Class::Deadline | Class::Image | Class::Config => said,
+        Class::Exited | Class::AgentLost | Class::Infrastructure if killed_for_memory => {
+            Outcome { class: Class::OutOfMemory, message: out_of_memory(look.job()), ..said }
+        }
+        Class::OutOfMemory => {
+            if said.message.is_empty() || limit(look.job()).is_some() {
+                said.message = out_of_memory(look.job());
+            }
+            said
+        }
+        Class::Exited => said,
+        // It does not know why it was stopped or killed; the cluster may.
+        _ => match cause {
+            Some(cause) => Outcome { class: cause.class, message: cause.message, ..said },
+            None => said,
+        },
+    }
+}
+
+/// The agent was killed before it could say anything, or never began.
+fn of_silent(look: &Look<'_>, end: &SeenTerminated, cause: Option<Cause>) -> Outcome {
+    let reason = end.reason.as_deref().unwrap_or_default();
+    let message = end.message.as_deref().unwrap_or_default();
+    let signal = end
+        .signal
+        .filter(|signal| *signal > 0)
+        .or_else(|| (129..=192).contains(&end.exit_code).then(|| end.exit_code - 128));
+    let ended = |class, message| Outcome { class, exit_code: Some(end.exit_code), signal, message };
+    match (reason, cause) {
+        ("StartError" | "ContainerCannotRun", cause) => {
+            let failed = not_started(look, message);
+            match cause {
+                Some(cause) => outcome(cause.class, cause.message),
+                None => failed,
+            }
+        }
+        ("OOMKilled", _) => ended(Class::OutOfMemory, out_of_memory(look.job())),
+        ("Completed" | "", _) if end.exit_code == 0 => {
+            Outcome { class: Class::Success, exit_code: Some(0), signal: None, message: String::new() }
+        }
+        ("ContainerStatusUnknown", cause) => match cause {
+            Some(cause) => outcome(cause.class, cause.message),
+            None if deleted(look).is_some() && look.job_began().is_none() => {
+                outcome(Class::Stopped, "its Pod was deleted before the job began".to_owned())
+            }
+            None if deleted(look).is_some() => {
+                outcome(Class::Stopped, "its Pod was deleted; nobody knows how the job ended".to_owned())
+            }
+            None => outcome(
+                Class::NodeLost,
+                format!("{} lost sight of the job (it was restarted, perhaps); nobody knows how it ended", node(look)),
+            ),
+        },
+        (_, Some(cause)) => ended(cause.class, cause.message),
+        (_, None) => match signal {
+            Some(9) if deleted(look).is_some() => ended(
+                Class::Stopped,
+                "its Pod was deleted; it did not stop within its grace period and was killed".to_owned(),
+            ),
+            Some(signal) if deleted(look).is_some() => {
+                ended(Class::Stopped, format!("its Pod was deleted, and it ended by {}", named(signal)))
+            }
+            Some(signal) => ended(
+                Class::AgentLost,
+                format!("nobody knows how the job ended: its agent was killed by {}", named(signal)),
+            ),
+            None if end.exit_code == 0 => ended(Class::Success, String::new()),
+            None if end.exit_code == AGENT_FAILED => {
+                ended(Class::Infrastructure, with("the agent failed before it began the job", message))
+            }
+            None => ended(Class::Exited, with(&format!("the job ended with exit code {}", end.exit_code), message)),
+        },
+    }
+}
+
+/// Of a Pod whose job's container has not ended as far as is known, but which has ended or is gone as a whole.
+pub(super) fn of_pod(look: &Look<'_>, cause: Option<Cause>) -> Outcome {
+    let began = look.job_began().is_some() || look.job_runs();
+    if look.phase() == "Succeeded" {
+        return Outcome { class: Class::Success, exit_code: Some(0), signal: None, message: String::new() };
+    }
+    if let Some(cause) = cause {
+        return outcome(cause.class, cause.message);
+    }
+    let status = look.pod.status.message.as_deref().unwrap_or_default();
+    if look.phase() == "Unknown" {
+        return outcome(Class::NodeLost, with(&format!("{} was lost", node(look)), status));
+    }
+    if !look.is_terminal() || deleted(look).is_some() {
+        let message = match began {
+            true => "its Pod was deleted while the job ran; nobody knows how it ended",
+            false => "its Pod was deleted before the job began",
+        };
+        return outcome(Class::Stopped, message.to_owned());
+    }
+    if !began && let Some(trouble) = before_the_job(look) {
+        return trouble;
+    }
+    match look.job() {
+        Some(_) if !began => outcome(Class::Infrastructure, with("the Pod failed before the job began", status)),
+        _ => outcome(Class::Exited, with("the Pod failed, and its status does not say why", status)),
+    }
+}
+
+/// What kept the job from beginning: an init container or the agent's container that failed.
+pub(super) fn before_the_job(look: &Look<'_>) -> Option<Outcome> {
+    for container in look.init_containers {
+        if let Some(end) = terminated(container).filter(|end| end.exit_code != 0) {
+            let what = format!("init container `{}` of the Pod template {}", container.name, how(end));
+            return Some(outcome(Class::Infrastructure, with(&what, end.message.as_deref().unwrap_or_default())));
+        }
+    }
+    let agent = look.agent()?;
+    let end = terminated(agent)?;
+    let what = format!("the agent (container `{}`) {} before the job began", agent.name, how(end));
+    Some(outcome(Class::Infrastructure, with(&what, end.message.as_deref().unwrap_or_default())))
+}
+
+/// The job's container was made, but could not be started.
+fn not_started(look: &Look<'_>, message: &str) -> Outcome {
+    // Without an agent there is nothing to start: that is the reason to tell.
+    let agent_came = look.agent().is_none_or(|agent| {
+        let state = agent.state.as_ref();
+        state.is_some_and(|state| state.running.is_some())
+    });
+    if !agent_came && message.contains("no such file or directory") {
+        if let Some(waiting) = look.agent().and_then(|agent| wait::trouble(look, agent, Whose::Agent)) {
+            return waiting.outcome;
+        }
+        if let Some(trouble) = before_the_job(look) {
+            return trouble;
+        }
+    }
+    let (class, what) = wait::runtime_trouble(message);
+    outcome(class, with(what.unwrap_or("the job's container cannot be started"), message))
+}
+
+fn terminated(container: &SeenContainer) -> Option<&SeenTerminated> {
+    container.state.as_ref()?.terminated.as_ref()
+}
+
+fn how(end: &SeenTerminated) -> String {
+    match end.reason.as_deref() {
+        Some("OOMKilled") => "was killed for using more memory than its limit".to_owned(),
+        Some(reason @ ("StartError" | "ContainerCannotRun" | "PostStartHookError")) => {
+            format!("could not start ({reason})")
+        }
+        _ => match end.signal.or_else(|| (end.exit_code > 128).then(|| end.exit_code - 128)) {
+            Some(signal) if signal > 0 => format!("was killed by {}", named(signal)),
+            _ => format!("ended with exit code {}", end.exit_code),
+        },
+    }
+}
+
+fn limit(job: Option<&SeenContainer>) -> Option<&str> {
+    job?.resources.as_ref()?.limits.get("memory").map(String::as_str)
+}
+
+fn out_of_memory(job: Option<&SeenContainer>) -> String {
+    match limit(job) {
+        Some(limit) => format!("killed for using more memory than its limit of {}", steady(limit)),
+        None => "killed for using more memory than there was for it".to_owned(),
+    }
+}
+
+/// `signal 9 (SIGKILL)`.
+fn named(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        15 => "SIGTERM",
+        _ => return format!("signal {signal}"),
+    };
+    format!("signal {signal} ({name})")
+}

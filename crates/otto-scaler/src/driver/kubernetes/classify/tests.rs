@@ -1,0 +1,1 @@
+//! Recorded statuses of real Pods, and made ones where a single node cannot provoke it.

@@ -1,0 +1,180 @@
+//! Why the job of a Pod has not begun yet.
+
+use super::text::{steady, with};
+use super::{Look, outcome};
+use crate::driver::Waiting;
+use crate::driver::kubernetes::names::AGENT_CONTAINER;
+use crate::driver::kubernetes::seen::SeenContainer;
+use crate::task::Class;
+
+/// Of whom a container of the Pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    Job,
+    Agent,
+    /// The operator's, by the Pod template.
+    Template,
+}
+
+fn waits(class: Class, message: String) -> Waiting {
+    Waiting { outcome: outcome(class, message), hopeless: false, usual: false }
+}
+
+fn hopeless(class: Class, message: String) -> Waiting {
+    Waiting { hopeless: true, ..waits(class, message) }
+}
+
+fn usual(class: Class, message: String) -> Waiting {
+    Waiting { usual: true, ..waits(class, message) }
+}
+
+/// `None`: it is on its way, as far as is known.
+pub(super) fn waiting(look: &Look<'_>) -> Option<Waiting> {
+    if let Some(("False", reason, message, _)) = look.condition("PodScheduled") {
+        return Some(match reason {
+            "SchedulingGated" => {
+                waits(Class::Unschedulable, "not scheduled: held back by a scheduling gate of the Pod".to_owned())
+            }
+            _ => waits(Class::Unschedulable, with("not scheduled", scheduler(message))),
+        });
+    }
+    let init = look.init_containers.iter().map(|container| (container, Whose::Template));
+    let agent = look.agent().into_iter().map(|container| (container, Whose::Agent));
+    let job = look.job().into_iter().map(|container| (container, Whose::Job));
+    let trouble = init.chain(agent).chain(job).find_map(|(container, whose)| trouble(look, container, whose));
+    if trouble.is_some() {
+        return trouble;
+    }
+    if let Some(outcome) = super::end::before_the_job(look) {
+        return Some(Waiting { outcome, hopeless: false, usual: false });
+    }
+    let Some(node) = look.node() else {
+        // Nobody has looked at it: the scheduler writes the condition when it finds no node at once.
+        let message = "not scheduled: no scheduler has looked at it".to_owned();
+        return Some(usual(Class::Unschedulable, message));
+    };
+    // The kubelet mounts volumes and sets up the network before it starts any container, and says of neither in the Pod.
+    matches!(look.condition("PodReadyToStartContainers"), Some(("False", ..))).then(|| {
+        usual(Class::Volume, format!("waits for its volumes and its network on node {node}; the Pod's events say more"))
+    })
+}
+
+/// The scheduler's sentence without what it says of preemption, which failed, too.
+fn scheduler(message: &str) -> &str {
+    message.split(" preemption: ").next().unwrap_or(message)
+}
+
+/// What keeps a container from running. `None`: nothing, or it is on its way.
+pub(super) fn trouble(look: &Look<'_>, container: &SeenContainer, whose: Whose) -> Option<Waiting> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref().unwrap_or_default();
+    let message = waiting.message.as_deref().unwrap_or_default();
+    let name = match whose {
+        Whose::Job => "the job's container".to_owned(),
+        Whose::Agent => format!("the agent's container `{AGENT_CONTAINER}`"),
+        Whose::Template => format!("container `{}` of the Pod template", container.name),
+    };
+    Some(match reason {
+        "" | "ContainerCreating" | "PodInitializing" => return None,
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "RegistryUnavailable"
+        | "ErrRegistryUnavailable"
+        | "ImageInspectError" => {
+            waits(image_class(whose, false), with(&format!("{} cannot be pulled", image(container, whose)), message))
+        }
+        "SignatureValidationFailed" => hopeless(
+            image_class(whose, true),
+            with(&format!("{} is not signed as it must be", image(container, whose)), message),
+        ),
+        "InvalidImageName" => hopeless(
+            image_class(whose, true),
+            with(&format!("{} is no name of an image", image(container, whose)), message),
+        ),
+        "ErrImageNeverPull" => {
+            let node = look.node().map_or_else(String::new, |node| format!(" on node {node}"));
+            let message = format!(
+                "{} is not there{node}, and may not be pulled (imagePullPolicy Never)",
+                image(container, whose)
+            );
+            hopeless(image_class(whose, true), message)
+        }
+        "CreateContainerConfigError" => {
+            let class =
+                if message.contains("subPath") || message.contains("volume") { Class::Volume } else { Class::Config };
+            let message = without_pod(message);
+            let text = with(&format!("{name} cannot be configured"), message);
+            // It says so of image and Pod alone: neither changes.
+            if message.contains("runAsNonRoot") { hopeless(Class::Config, text) } else { waits(class, text) }
+        }
+        "CreateContainerError" | "RunContainerError" | "StartError" => {
+            let (class, what) = runtime_trouble(message);
+            let class = if whose == Whose::Job { class } else { Class::Infrastructure };
+            waits(class, with(&what.map_or_else(|| format!("{name} cannot be started"), str::to_owned), message))
+        }
+        "PostStartHookError" => {
+            waits(Class::Infrastructure, with(&format!("{name} failed to set up (postStart hook)"), message))
+        }
+        "CrashLoopBackOff" => waits(Class::Infrastructure, format!("{name} ends again and again")),
+        other => waits(Class::Infrastructure, with(&format!("{name} cannot start ({})", steady(other)), message)),
+    })
+}
+
+/// The job's image is the event's; the others are the operator's.
+fn image_class(whose: Whose, for_good: bool) -> Class {
+    match (whose, for_good) {
+        (Whose::Job, _) => Class::Image,
+        (_, true) => Class::Config,
+        (_, false) => Class::Infrastructure,
+    }
+}
+
+fn image(container: &SeenContainer, whose: Whose) -> String {
+    let image = steady(&container.image);
+    match whose {
+        Whose::Job => format!("image {image}"),
+        Whose::Agent => format!("the agent's image {image} (--agent-image)"),
+        Whose::Template => format!("image {image} of container `{}` of the Pod template", container.name),
+    }
+}
+
+/// `… (pod: "NAME_NAMESPACE(UID)", container: job)` without the last part.
+fn without_pod(message: &str) -> &str {
+    message.split(" (pod: ").next().unwrap_or(message)
+}
+
+/// What a container runtime's message is about, and how to begin the sentence if there is a better way. Runtimes tell
+/// by text alone; what is not known here is taken as the node's trouble, and tried again.
+pub(super) fn runtime_trouble(message: &str) -> (Class, Option<&'static str>) {
+    let has = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    if has(&[
+        "no space left on device",
+        "resource temporarily unavailable",
+        "cannot allocate memory",
+        "context deadline exceeded",
+    ]) {
+        (Class::Infrastructure, None)
+    } else if has(&["OOM-killed (memory limit too low?)", "container init was OOM-killed"]) {
+        (Class::Config, Some("the job's memory limit is too low to start a program"))
+    } else if has(&["exec format error"]) {
+        (
+            Class::Config,
+            Some("the image of the agent (--agent-image) is for another kind of processor than this node has"),
+        )
+    } else if has(&[
+        "unable to find user",
+        "unable to find group",
+        "no users found",
+        "permission denied",
+        "not a directory",
+        "chdir to cwd",
+        "is not an absolute path",
+        "read-only file system",
+        "invalid reference format",
+        "must be an absolute path",
+    ]) {
+        (Class::Config, None)
+    } else {
+        (Class::Infrastructure, None)
+    }
+}
