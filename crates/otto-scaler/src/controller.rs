@@ -36,12 +36,14 @@ mod clock;
 mod drive;
 mod forget;
 mod keep;
+mod others;
 mod store_health;
 mod task;
 mod tell;
 
 use board::Board;
 use clock::Clock;
+pub(crate) use keep::{CONFLICTS, DEADLINE, within, worker_names};
 use task::Task;
 
 /// Events under way at once; more wait in their inboxes.
@@ -107,8 +109,18 @@ type DeleteReply = oneshot::Sender<Result<(), DeleteError>>;
 /// What the loop is asked to do.
 #[derive(Debug)]
 enum Command {
-    Apply { event: Box<ScaleEvent>, reply: ApplyReply },
-    Delete { task_id: String, reply: DeleteReply },
+    Apply {
+        event: Box<ScaleEvent>,
+        reply: ApplyReply,
+    },
+    Delete {
+        task_id: String,
+        reply: DeleteReply,
+    },
+    /// Another replica wrote these tasks' records.
+    Changed(Vec<String>),
+    /// Others may have written any.
+    Reload,
 }
 
 /// Cheap handle to the controller.
@@ -141,6 +153,19 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Delete { task_id, reply }).await.map_err(|_| ApplyError::Stopping)?;
         answer.await.map_err(|_| ApplyError::Stopping)?
+    }
+
+    /// Others wrote the records of these tasks.
+    pub(crate) async fn changed(&self, task_ids: Vec<String>) {
+        if !task_ids.is_empty() {
+            // A scaler that is ending has no use for it.
+            let _ = self.commands.send(Command::Changed(task_ids)).await;
+        }
+    }
+
+    /// Others may have written any record.
+    pub(crate) async fn reload(&self) {
+        let _ = self.commands.send(Command::Reload).await;
     }
 
     /// Every task held, as it is now.
@@ -329,6 +354,7 @@ impl Controller {
             EXPIRE => self.expire(now),
             PROBE => self.probe(),
             LOAD => self.load(),
+            RELOAD => self.reload(),
             other => tracing::error!(chore = other, "unknown chore"),
         }
     }
@@ -340,6 +366,7 @@ const LIST: &str = "list";
 const EXPIRE: &str = "expire";
 const PROBE: &str = "probe";
 const LOAD: &str = "load";
+const RELOAD: &str = "reload";
 
 #[cfg(test)]
 pub(crate) mod tests;

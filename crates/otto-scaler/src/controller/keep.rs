@@ -10,20 +10,20 @@ use otto_service::client::Backoff;
 use super::task::{Task, Waiter};
 use super::{Applied, ApplyError, ApplyReply, Change, Command, Controller, DeleteError, EXPIRE, Reason};
 use crate::apply::{Decision, apply};
-use crate::driver::WorkerKey;
+use crate::driver::{Driver, WorkerKey};
 use crate::plan;
 use crate::store::StoreError;
 use crate::task::{EntryId, Millis, Record, WorkerPhase};
 use crate::worker_events::derive::Teller;
 
 /// Longest wait for one answer of the store.
-pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks for records whose retention has ended.
 pub(super) const EXPIRE_EVERY: Millis = 60_000;
 /// Expired records removed at once.
 pub(super) const EXPIRE_BATCH: usize = 500;
 /// Other writers an event gives way to, before its sender is asked to try again.
-const CONFLICTS: u32 = 16;
+pub(crate) const CONFLICTS: u32 = 16;
 /// Changes that a look at the driver would tell again are stored within this.
 pub(super) const SOFT_DELAY: Millis = 500;
 
@@ -63,9 +63,22 @@ pub(super) enum Kept {
     Removed { task_id: String, result: Result<(), StoreError> },
     Pinged(Result<(), StoreError>),
     Expired(Result<usize, StoreError>),
+    Reloaded(Result<Vec<Record>, StoreError>),
 }
 
-pub(super) async fn within<T>(
+/// Names of the workers with these indexes; `None`: all that are not stopped.
+pub(crate) fn worker_names(driver: &dyn Driver, record: &Record, indexes: Option<&[u32]>) -> Vec<String> {
+    let wanted = |index: u32, phase: WorkerPhase| match indexes {
+        Some(indexes) => indexes.contains(&index),
+        None => !matches!(phase, WorkerPhase::Stopped | WorkerPhase::Stopping),
+    };
+    let workers = record.workers.iter().filter(|worker| wanted(worker.index, worker.phase));
+    let key = |index, attempt| WorkerKey { task_id: record.task_id.clone(), index, attempt };
+    workers.map(|worker| driver.worker_name(&key(worker.index, worker.attempt))).collect()
+}
+
+/// The store's answer, or that it did not answer in time.
+pub(crate) async fn within<T>(
     deadline: Duration,
     call: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
@@ -103,6 +116,8 @@ impl Controller {
                 }
                 self.dirty.insert(task_id);
             }
+            Command::Changed(task_ids) => self.changed(task_ids),
+            Command::Reload => self.reload(),
         }
     }
 
@@ -184,19 +199,8 @@ impl Controller {
         self.keeping.push(call.boxed());
     }
 
-    /// Names of the workers with these indexes; `None`: all that are not stopped.
     fn names(&self, record: &Record, indexes: Option<&[u32]>) -> Vec<String> {
-        let wanted = |index: u32, phase: WorkerPhase| match indexes {
-            Some(indexes) => indexes.contains(&index),
-            None => !matches!(phase, WorkerPhase::Stopped | WorkerPhase::Stopping),
-        };
-        let workers = record.workers.iter().filter(|worker| wanted(worker.index, worker.phase));
-        workers
-            .map(|worker| {
-                let task_id = record.task_id.clone();
-                self.driver.worker_name(&WorkerKey { task_id, index: worker.index, attempt: worker.attempt })
-            })
-            .collect()
+        worker_names(&*self.driver, record, indexes)
     }
 
     /// Stores what was settled.
@@ -256,6 +260,7 @@ impl Controller {
             Kept::Pinged(Err(error)) => {
                 self.store_failed(&error);
             }
+            Kept::Reloaded(result) => self.reloaded(result),
             Kept::Expired(Ok(count)) if count >= EXPIRE_BATCH => self.chore_at(EXPIRE, self.clock.now()),
             Kept::Expired(Ok(_)) => self.chore_at(EXPIRE, self.clock.now() + EXPIRE_EVERY),
             Kept::Expired(Err(error)) => {

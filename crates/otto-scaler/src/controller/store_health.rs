@@ -12,7 +12,7 @@ use crate::store::StoreError;
 use crate::task::{Millis, Record};
 
 /// Longest wait for all its records.
-const LOAD_DEADLINE: Duration = Duration::from_secs(120);
+pub(super) const LOAD_DEADLINE: Duration = Duration::from_secs(120);
 /// Between two looks at a store that is well.
 const PROBE_EVERY: Millis = 5_000;
 /// Results that are looked for again after the store was away were stored within this.

@@ -14,6 +14,7 @@ use crate::leadership::Leadership;
 mod classify;
 mod cluster;
 mod errors;
+pub(crate) mod lease;
 mod names;
 mod pause;
 mod pod;

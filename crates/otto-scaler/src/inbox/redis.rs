@@ -19,7 +19,8 @@ use tokio::sync::oneshot;
 use self::dead_letters::RedisDeadLetters;
 use self::keys::{EventStart, Keys};
 use self::link::{Link, Url};
-use self::owner::{Identity, Owner};
+use self::changes::Changes;
+use self::owner::{Identity, Owner, Turn};
 use self::progress::Progress;
 use self::session::Inbox;
 use self::worker_events::RedisWorkerEvents;
@@ -30,6 +31,7 @@ use crate::store::redis::RedisStore;
 use crate::task::EntryId;
 use crate::worker_events::Publisher;
 
+pub(crate) mod changes;
 pub(crate) mod dead_letters;
 mod entry;
 mod group;
@@ -80,6 +82,7 @@ pub(crate) struct Redis {
     worker_events_link: Link,
     progress: Arc<Progress>,
     me: Option<Arc<Identity>>,
+    turn: Option<Turn>,
 }
 
 impl Redis {
@@ -96,6 +99,7 @@ impl Redis {
             worker_events_link: link(),
             progress: Arc::default(),
             me: None,
+            turn: None,
             options: Arc::new(options),
         })
     }
@@ -105,15 +109,33 @@ impl Redis {
         Self { me: Some(Arc::new(me)), ..self }
     }
 
+    /// The same for a scaler that was elected by other means: it takes the stream from the leader before it, and does
+    /// nothing when its turn is over.
+    pub(crate) fn led_by(&self, me: Identity, turn: Turn) -> Self {
+        Self { me: Some(Arc::new(me)), turn: Some(turn), ..self.clone() }
+    }
+
     /// Whose the stream is.
     pub(crate) fn owner(&self) -> Owner {
-        Owner { link: self.link.clone(), keys: Arc::clone(&self.keys), me: self.me.clone() }
+        let (link, keys) = (self.link.clone(), Arc::clone(&self.keys));
+        Owner { link, keys, me: self.me.clone(), turn: self.turn.clone() }
     }
 
     /// The task store.
     pub(crate) fn store(&self) -> RedisStore {
         let (keys, progress) = (Arc::clone(&self.keys), Arc::clone(&self.progress));
         RedisStore::new(self.link.clone(), keys, progress, self.options.retention, self.owner())
+    }
+
+    /// The task store as a replica uses it that does not lead: it is asked for nothing but the version of what it writes,
+    /// and tells the leader of it.
+    pub(crate) fn follower_store(&self) -> RedisStore {
+        Self { me: None, turn: None, ..self.clone() }.store().telling()
+    }
+
+    /// What others than the leader write.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes::new(self.link.clone(), self.keys.changes())
     }
 
     /// The events that could not be applied.

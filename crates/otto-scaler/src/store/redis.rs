@@ -29,6 +29,8 @@ static ACKNOWLEDGE: LazyLock<Script> = LazyLock::new(|| {
 const FORMAT: u32 = 1;
 /// Records fetched at once.
 const PAGE: usize = 200;
+/// Changes by others that are kept for the leader. One that lags further behind reads all records again.
+const CHANGES: u32 = 10_000;
 
 /// Task records in Redis.
 #[derive(Clone, Debug)]
@@ -39,6 +41,8 @@ pub(crate) struct RedisStore {
     /// After this time without a scaler that removes it, an ended record expires by itself.
     expiry: Duration,
     owner: Owner,
+    /// Its writes are told to the leader.
+    tells: bool,
 }
 
 /// `format`, `version` and `record` of a stored hash.
@@ -48,7 +52,12 @@ impl RedisStore {
     /// `retention`: how long records of ended tasks are kept; they expire by themselves after twice that time.
     /// Nothing is read or written while another one than `owner` has the stream.
     pub(crate) fn new(link: Link, keys: Arc<Keys>, progress: Arc<Progress>, retention: Duration, owner: Owner) -> Self {
-        Self { link, keys, progress, expiry: retention.saturating_mul(2), owner }
+        Self { link, keys, progress, expiry: retention.saturating_mul(2), owner, tells: false }
+    }
+
+    /// The same for a replica that does not lead: the leader is told of each write, in the same step.
+    pub(crate) fn telling(self) -> Self {
+        Self { tells: true, ..self }
     }
 
     fn unavailable(&self, error: &RedisError) -> StoreError {
@@ -129,6 +138,7 @@ impl RedisStore {
             .key(self.keys.applied())
             .key(&self.keys.stream)
             .key(self.keys.owner())
+            .key(self.keys.changes())
             .arg(&record.task_id)
             .arg(expected)
             .arg(record.version)
@@ -139,7 +149,8 @@ impl RedisStore {
             .arg(&self.keys.group)
             .arg(text(applied))
             .arg(text(marker))
-            .arg(self.owner.id());
+            .arg(self.owner.id())
+            .arg(if self.tells { CHANGES } else { 0 });
         let answer: String = call.invoke_async(&mut self.link.clone()).await.map_err(|e| self.unavailable(&e))?;
         match answer.as_str() {
             "written" | "applied" => Ok(()),

@@ -75,6 +75,16 @@ impl Keys {
         format!("{}:owner", self.prefix)
     }
 
+    /// Highest turn of leadership that had the stream.
+    pub(crate) fn term(&self) -> String {
+        format!("{}:term", self.prefix)
+    }
+
+    /// Stream: tasks that others than the leader changed, for the leader.
+    pub(crate) fn changes(&self) -> String {
+        format!("{}:changes", self.prefix)
+    }
+
     /// Written by every ping.
     pub(crate) fn ping(&self) -> String {
         format!("{}:ping", self.prefix)

@@ -3,6 +3,9 @@
 //!
 //! A scaler that was frozen for longer than that finds the key another's: its writes of records are refused by the same
 //! script that would write them.
+//!
+//! Where a Lease decides who leads, its holder takes the key from the holder before it, once: each turn of leadership has a
+//! number that only rises, and the key's goes by it. So the key is a fence, not a second election.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -16,6 +19,7 @@ use uuid::Uuid;
 
 use super::keys::Keys;
 use super::link::Link;
+use crate::leadership::Leadership;
 use crate::store::StoreError;
 
 static OWN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("own.lua")));
@@ -37,6 +41,14 @@ pub(crate) struct Identity {
     pub(crate) id: String,
     /// For people: host and data directory.
     pub(crate) name: String,
+}
+
+/// A turn of leadership that was won elsewhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn {
+    /// Higher than that of every turn before; at most 2^53. 0: it has none, and waits until the stream is free.
+    pub(crate) number: u64,
+    pub(crate) leadership: Leadership,
 }
 
 impl Identity {
@@ -85,6 +97,8 @@ pub(crate) struct Owned(pub(crate) String);
 pub(crate) enum NotHad {
     #[error(transparent)]
     Owned(#[from] Owned),
+    #[error("this scaler does not lead (any more)")]
+    NotLeading,
     #[error(transparent)]
     Redis(#[from] redis::RedisError),
 }
@@ -95,6 +109,8 @@ pub(crate) struct Owner {
     pub(super) link: Link,
     pub(super) keys: Arc<Keys>,
     pub(super) me: Option<Arc<Identity>>,
+    /// `None`: who takes the stream first has it.
+    pub(super) turn: Option<Turn>,
 }
 
 impl Owner {
@@ -106,11 +122,18 @@ impl Owner {
     /// Takes the stream or keeps it.
     pub(crate) async fn claim(&self) -> Result<(), NotHad> {
         let Some(me) = &self.me else { return Ok(()) };
+        let number = match &self.turn {
+            Some(turn) if turn.leadership.left().is_none() => return Err(NotHad::NotLeading),
+            Some(turn) if turn.number > 0 => turn.number.to_string(),
+            _ => String::new(),
+        };
         let other: Option<String> = OWN
             .key(self.keys.owner())
+            .key(self.keys.term())
             .arg(&me.id)
             .arg(&me.name)
             .arg(u64::try_from(EXPIRY.as_millis()).unwrap_or(u64::MAX))
+            .arg(number)
             .invoke_async(&mut self.link.clone())
             .await?;
         other.map_or(Ok(()), |name| Err(Owned(name).into()))
@@ -119,7 +142,7 @@ impl Owner {
     /// [`Owner::claim`] for the task store.
     pub(crate) async fn allow(&self) -> Result<(), StoreError> {
         self.claim().await.map_err(|error| match error {
-            NotHad::Owned(owned) => StoreError::Unavailable(owned.to_string()),
+            error @ (NotHad::Owned(_) | NotHad::NotLeading) => StoreError::Unavailable(error.to_string()),
             NotHad::Redis(error) => StoreError::Unavailable(self.link.describe(&error)),
         })
     }

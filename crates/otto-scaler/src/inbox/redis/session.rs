@@ -66,6 +66,8 @@ enum Failed {
     Store(#[from] StoreError),
     #[error("{0}")]
     Owned(Owned),
+    #[error("this scaler does not lead (any more)")]
+    NotLeading,
     #[error("event {entry} could not be applied: {message}")]
     Unavailable { entry: EntryId, message: String },
     /// The controller is ending.
@@ -83,6 +85,7 @@ impl From<NotHad> for Failed {
     fn from(error: NotHad) -> Self {
         match error {
             NotHad::Owned(owned) => Self::Owned(owned),
+            NotHad::NotLeading => Self::NotLeading,
             NotHad::Redis(error) => Self::Redis(error),
         }
     }

@@ -1,9 +1,10 @@
 -- Writes a task's record, marks a stream entry as applied and acknowledges it: all or nothing.
 -- An entry that was applied before is only acknowledged. A repeated call (its answer was lost) answers as the first did.
 --
--- KEYS: record, live tasks, ended tasks, highest applied id, event stream, owner
+-- KEYS: record, live tasks, ended tasks, highest applied id, event stream, owner, changes
 -- ARGV: task id, version expected, version new, record as JSON, created at, ended at or '', time to live in ms or '0',
---       group, entry id or '', id up to which all is settled or '', id of the scaler or ''
+--       group, entry id or '', id up to which all is settled or '', id of the scaler or '', how many changes are kept for
+--       the leader ('0': the writer is the leader)
 -- Answers 'written', 'applied' (before), 'conflict' or 'owned NAME' (by another scaler).
 local record, live, ended, highest, stream = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local task, expected, version, json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -41,6 +42,8 @@ if entry ~= '' then
     entries = string.match(entries, '^%S+ (.*)$') or ''
   end
 end
+-- First: told without being written, the leader reads in vain; written without being told, it would not know.
+if ARGV[12] ~= '0' then redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[12], '*', 'task', task) end
 redis.call('HSET', record, 'format', '1', 'version', version, 'record', json, 'entries', entries)
 if ended_at == '' then
   redis.call('ZADD', live, created_at, task)
