@@ -14,5 +14,6 @@ COPY --from=build --chown=65532:65532 /out/empty /var/lib/otto
 USER 65532:65532
 EXPOSE 50051 8080
 VOLUME /var/lib/otto
+# Settings as variables, which yours replace; a flag would win over them.
+ENV OTTO_GRPC_ADDR=0.0.0.0:50051 OTTO_HTTP_ADDR=0.0.0.0:8080 OTTO_DATA_DIR=/var/lib/otto
 ENTRYPOINT ["/otto-log-ingest"]
-CMD ["--grpc-addr", "0.0.0.0:50051", "--http-addr", "0.0.0.0:8080", "--data-dir", "/var/lib/otto"]

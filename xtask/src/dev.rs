@@ -10,8 +10,9 @@ use std::{fs, thread};
 
 use anyhow::{Context, bail};
 
+use crate::interrupt::Interrupt;
 use crate::{tools, workspace};
-use children::{Child, Interrupt, end_workers};
+use children::{Child, end_workers};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {

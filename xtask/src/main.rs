@@ -4,10 +4,13 @@ mod bench;
 mod codegen;
 mod deny;
 mod dev;
+mod docker;
 mod images;
+mod interrupt;
 mod test;
 mod tidy;
 mod tools;
+mod up;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -42,6 +45,10 @@ enum Task {
     Deny,
     /// Builds the container images from static binaries built here; needs a container engine, but no network.
     Images(images::Options),
+    /// Runs the whole system in a kind cluster on this machine; again: brings what has changed.
+    Up(up::Options),
+    /// Deletes the cluster that `up` made, with all it stored.
+    Down(up::Down),
     /// Runs a benchmark on the optimised build; prints a table, writes target/bench/NAME.json.
     Bench {
         /// start, path, entries, tail, idle or all.
@@ -63,6 +70,8 @@ fn main() -> anyhow::Result<()> {
         Task::Bench { name, arguments } => bench::run(&name, &arguments),
         Task::Deny => deny::run(),
         Task::Images(options) => images::run(&options),
+        Task::Up(options) => up::run(&options),
+        Task::Down(options) => up::down(&options),
         Task::Tidy => tidy::run(),
     }
 }

@@ -1,12 +1,9 @@
 //! Processes that end with us.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,46 +13,6 @@ use rustix::process::{Pid, Signal, kill_process};
 const TICK: Duration = Duration::from_millis(20);
 /// Longest time a program may drain.
 const DRAIN_WITHIN: Duration = Duration::from_secs(20);
-
-/// SIGINT or SIGTERM, noted. A second one ends this process at once.
-pub(crate) struct Interrupt(Arc<AtomicBool>);
-
-impl Interrupt {
-    pub(crate) fn install() -> anyhow::Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&flag))?;
-            signal_hook::flag::register(signal, Arc::clone(&flag))?;
-        }
-        Ok(Self(flag))
-    }
-
-    pub(crate) fn is_requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn wait(&self) {
-        while !self.is_requested() {
-            thread::sleep(TICK);
-        }
-    }
-
-    /// Waits for the end of a child in our process group; `None`: interrupted first.
-    pub(crate) fn wait_for(&self, child: &mut std::process::Child) -> io::Result<Option<ExitStatus>> {
-        loop {
-            if let Some(status) = child.try_wait()? {
-                // A child in the foreground gets Ctrl-C as we do, and may have ended by it.
-                return Ok((!self.is_requested()).then_some(status));
-            }
-            if self.is_requested() {
-                let _ = child.kill();
-                child.wait()?;
-                return Ok(None);
-            }
-            thread::sleep(TICK);
-        }
-    }
-}
 
 /// A process in a group of its own, so that Ctrl-C reaches only us, and we end the programs in their order.
 pub(crate) struct Child {

@@ -1,0 +1,14 @@
+# The command line, for a Pod that asks the servers, and as the image of demo workers (`/otto demo`: there is no shell).
+# From the repository's root: docker build -f docker/otto.Dockerfile .
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+ENV RUSTFLAGS="-C target-feature=+crt-static"
+RUN target="$(rustc -vV | sed -n 's/^host: //p')" \
+    && cargo build --release --locked --target "$target" -p otto-cli \
+    && mkdir -p /out && cp "target/$target/release/otto" /out/
+
+FROM scratch
+COPY --from=build /out/otto /otto
+USER 65532:65532
+ENTRYPOINT ["/otto"]
