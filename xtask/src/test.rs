@@ -6,6 +6,7 @@ use crate::{tools, workspace};
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     tools::ensure_packages(&[tools::REDIS, tools::CHROMIUM, tools::CHROMEDRIVER])?;
     tools::ensure_go_tool(&tools::GRPCURL)?;
+    tools::ensure_kubernetes()?;
     // The tests of one crate drive the programs of others, which `cargo test` of a single crate would not build.
     tools::run(workspace::cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
     tools::run(workspace::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(arguments))

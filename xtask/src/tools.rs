@@ -8,6 +8,10 @@ use anyhow::{Context, bail};
 
 use crate::workspace;
 
+mod kubernetes;
+
+pub(crate) use kubernetes::ensure_kubernetes;
+
 /// A program from a Debian package.
 pub(crate) struct Packaged {
     /// Name of the program.

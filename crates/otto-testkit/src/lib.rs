@@ -1,15 +1,22 @@
-//! Dev-only: starts the real programs and a real Redis for tests, and ends what it started.
+//! Dev-only: starts the real programs, a real Redis and a real Kubernetes control plane for tests, and ends what it
+//! started.
 //!
 //! Everything is waited for by its state with a bound, never by a duration; ports are chosen by the kernel, or proved to
 //! be ours after the fact.
 
+mod control_plane;
 mod process;
 mod redis_server;
 mod services;
 
+pub use control_plane::{
+    AuditEvent, AuditObject, AuditStatus, AuditUser, ControlPlane, Namespace, Options as ControlPlaneOptions,
+};
 pub use process::{Process, binary, program};
 pub use redis_server::RedisServer;
-pub use services::{LogIngest, LogIngestProgram, Program, Scaler, ScalerProgram, Service};
+pub use services::{
+    LogIngest, LogIngestProgram, PodScaler, PodScalerProgram, Program, Scaler, ScalerProgram, Service,
+};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

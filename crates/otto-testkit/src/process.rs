@@ -123,6 +123,18 @@ impl Process {
         Ok(kib * 1024)
     }
 
+    /// CPU time it has used so far, user and system, seconds.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero()))?;
+        // Fields 14 and 15 of proc_pid_stat(5); the name before them may hold anything.
+        let (_, fields) = stat.rsplit_once(')').context("no name")?;
+        let ticks = fields.split_ascii_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        Ok(ticks.sum::<Result<u64, _>>()? as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+
     /// The last 4 KiB it wrote.
     #[must_use]
     pub fn log_tail(&self) -> String {

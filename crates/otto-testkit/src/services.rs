@@ -66,6 +66,23 @@ pub type LogIngest = Service<LogIngestProgram>;
 /// otto-scaler with the process driver, on ports of its own choice.
 pub type Scaler = Service<ScalerProgram>;
 
+/// The scaler with the Kubernetes driver: where the cluster is, say flags and environment.
+pub struct PodScalerProgram;
+
+impl Program for PodScalerProgram {
+    const NAME: &'static str = ScalerProgram::NAME;
+    const DATA: &'static str = ScalerProgram::DATA;
+    const SECOND_FLAG: &'static str = ScalerProgram::SECOND_FLAG;
+    const SECOND_KEY: &'static str = ScalerProgram::SECOND_KEY;
+
+    fn flags() -> anyhow::Result<Vec<String>> {
+        Ok(flags(&[("--driver", "kubernetes")]))
+    }
+}
+
+/// otto-scaler with the Kubernetes driver, on ports of its own choice.
+pub type PodScaler = Service<PodScalerProgram>;
+
 /// A server program on ports of its own choice.
 pub struct Service<P> {
     /// The running program.
@@ -146,6 +163,14 @@ impl LogIngest {
     /// `http://127.0.0.1:PORT` of its page and API.
     #[must_use]
     pub fn http_url(&self) -> String {
+        format!("http://{}", self.second)
+    }
+}
+
+impl PodScaler {
+    /// `http://127.0.0.1:PORT` of its metrics and probes.
+    #[must_use]
+    pub fn admin_url(&self) -> String {
         format!("http://{}", self.second)
     }
 }

@@ -2,6 +2,7 @@
 
 mod acknowledged;
 mod bad_start;
+mod control_plane;
 mod dead_letters;
 mod dev;
 mod end_to_end;
