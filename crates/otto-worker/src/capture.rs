@@ -254,3 +254,8 @@ pub(crate) fn now_unix_nanos() -> i64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    (now_unix_nanos() / 1_000_000).cast_unsigned()
+}

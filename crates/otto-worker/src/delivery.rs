@@ -17,6 +17,61 @@ const TICK: Duration = Duration::from_millis(100);
 /// Of one who was told to end, and only has to send what is there.
 const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long it is waited for the log server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// With nothing acknowledged for so long. `None`: for ever.
+    silence: Option<Duration>,
+    /// Until then, whatever is acknowledged.
+    until: Option<Instant>,
+    /// Somebody else sends what is left, so who is told to end leaves it soon.
+    hand_over: bool,
+    times_told: u32,
+}
+
+impl Patience {
+    /// Of one after whom another may send the rest: told to end, it is less patient, and told twice not at all. Whoever
+    /// told it before will kill it at `end_by`.
+    pub(crate) fn of_sender(silence: Duration, end_by: Option<Instant>) -> Self {
+        Patience { silence: Some(silence), until: end_by, hand_over: true, times_told: 0 }
+    }
+
+    /// Of the last one: told to end, it goes on until it is done, or told twice. `told`: it was told once.
+    pub(crate) fn of_drainer(silence: Option<Duration>, told: bool) -> Self {
+        Patience { silence, until: None, hand_over: false, times_told: u32::from(told) }
+    }
+
+    /// Whether it was told to end.
+    pub(crate) fn told(&self) -> bool {
+        self.times_told > 0
+    }
+
+    fn tell(&mut self, now: Instant) {
+        self.times_told += 1;
+        if self.times_told > 1 {
+            self.until = Some(now);
+        } else if self.hand_over {
+            self.silence = Some(self.silence.map_or(SHORT_PATIENCE, |silence| silence.min(SHORT_PATIENCE)));
+        }
+    }
+
+    /// When to give up, with the last acknowledgement at `heard`.
+    fn give_up(&self, heard: Instant) -> Option<Instant> {
+        let silent = self.silence.and_then(|silence| heard.checked_add(silence));
+        silent.into_iter().chain(self.until).min()
+    }
+}
+
+/// What came of a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// All that could be opened is with the log server; whether it was told to end.
+    Done {
+        told: bool,
+    },
+    GaveUp,
+}
+
 /// Runs on their way.
 #[derive(Default)]
 pub(crate) struct Deliveries {
@@ -44,13 +99,17 @@ impl Deliveries {
         self.runs.push(Delivery { spool, watcher: None, delivered: None });
     }
 
-    /// Waits until all runs are with the log server, or nothing was acknowledged for `patience`. Who is
-    /// told to end is less patient, and who is told twice not at all. Spools of runs that are there are removed.
-    pub(crate) async fn wait(&mut self, mut patience: Duration, signals: &mut Signals) {
+    /// Waits until all runs are with the log server, or its patience ends. Spools of runs that are there are removed.
+    pub(crate) async fn wait(&mut self, mut patience: Patience, signals: &mut Signals) -> Waited {
         let mut acked = self.acked();
-        let mut give_up = Instant::now() + patience;
-        let mut times_told = 0;
-        while !self.tasks.is_empty() && Instant::now() < give_up {
+        let mut heard = Instant::now();
+        while !self.tasks.is_empty() {
+            let give_up = patience.give_up(heard);
+            let now = Instant::now();
+            if give_up.is_some_and(|at| at <= now) {
+                break;
+            }
+            let look = give_up.map_or(now + TICK, |at| at.min(now + TICK));
             tokio::select! {
                 biased;
                 Some(ended) = self.tasks.join_next() => match ended {
@@ -58,20 +117,18 @@ impl Deliveries {
                     // Its lines are in the spool.
                     Err(error) => tracing::error!("the upload of a run has died: {error}"),
                 },
-                () = signals.told_to_end() => {
-                    times_told += 1;
-                    patience = if times_told == 1 { patience.min(SHORT_PATIENCE) } else { Duration::ZERO };
-                    give_up = give_up.min(Instant::now() + patience);
-                }
-                () = tokio::time::sleep_until(give_up.min(Instant::now() + TICK)) => {
+                () = signals.told_to_end() => patience.tell(Instant::now()),
+                () = tokio::time::sleep_until(look), if give_up.is_some() => {
                     let before = std::mem::replace(&mut acked, self.acked());
                     if acked > before {
-                        give_up = Instant::now() + patience;
+                        heard = Instant::now();
                     }
                 }
             }
         }
+        let waited = if self.tasks.is_empty() { Waited::Done { told: patience.told() } } else { Waited::GaveUp };
         self.tasks.abort_all();
+        waited
     }
 
     fn acked(&self) -> u64 {
@@ -140,4 +197,33 @@ impl Deliveries {
 
 fn lines(count: u64) -> String {
     if count == 1 { "1 line is".to_owned() } else { format!("{count} lines are") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_told_to_end_hands_over_soon() {
+        let start = Instant::now();
+        let after = |seconds| Some(start + Duration::from_secs(seconds));
+        let mut sender = Patience::of_sender(Duration::from_secs(30), None);
+        assert_eq!(sender.give_up(start), after(30));
+        sender.tell(start);
+        assert_eq!(sender.give_up(start), after(2));
+        sender.tell(start);
+        assert_eq!(sender.give_up(start), after(0));
+        // Whatever is acknowledged.
+        assert_eq!(Patience::of_sender(Duration::from_secs(30), after(5)).give_up(start), after(5));
+    }
+
+    #[test]
+    fn the_last_one_goes_on_until_it_is_told_twice() {
+        let start = Instant::now();
+        let mut drainer = Patience::of_drainer(None, false);
+        drainer.tell(start);
+        assert_eq!((drainer.give_up(start), drainer.told()), (None, true));
+        drainer.tell(start);
+        assert_eq!(drainer.give_up(start), Some(start));
+    }
 }

@@ -7,10 +7,13 @@
 //!
 //! Invariant: nothing on the right ever stops what is on its left, except a full spool (by policy) the job.
 
+mod access;
 mod capture;
 mod child;
 mod delivery;
 mod drain;
+mod exit;
+mod install;
 mod run;
 mod rundir;
 mod settings;
@@ -19,8 +22,10 @@ mod upload;
 
 use std::process::ExitCode;
 
-use otto_service::{settings as load, telemetry};
+use otto_service::settings::{self as load, Common};
+use otto_service::telemetry;
 
+use child::Inherited;
 use settings::{Cli, Command};
 
 /// The agent itself failed: as of `docker run`.
@@ -34,16 +39,16 @@ fn main() -> ExitCode {
             return exit.code();
         }
     };
-    // One thread: the job is killed when the thread that started it ends, and idle agents are to be small.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build();
-    let result = match runtime {
-        Ok(runtime) => {
-            let result = runtime.block_on(command(cli));
-            // A look-up of a name may hang in a thread.
-            runtime.shutdown_background();
-            result
+    let result = match cli.command {
+        Command::Install(settings) => install::install(&settings.dir).map(|()| ExitCode::SUCCESS),
+        Command::Run(settings) => {
+            let inherited = Inherited::take();
+            on_runtime(&cli.common, async move || run::run(*settings, inherited).await)
         }
-        Err(error) => Err(error.into()),
+        Command::Drain(settings) => {
+            rustix::process::umask(access::UMASK);
+            on_runtime(&cli.common, async move || drain::drain(&settings).await)
+        }
     };
     result.unwrap_or_else(|error| {
         eprintln!("otto-worker: {error:#}");
@@ -51,12 +56,16 @@ fn main() -> ExitCode {
     })
 }
 
-async fn command(cli: Cli) -> anyhow::Result<ExitCode> {
-    let telemetry = telemetry::init("otto-worker", &cli.common)?;
-    let result = match cli.command {
-        Command::Run(settings) => run::run(*settings).await,
-        Command::Drain(settings) => drain::drain(&settings).await,
-    };
-    telemetry.shutdown().await;
+fn on_runtime(common: &Common, command: impl AsyncFnOnce() -> anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+    // One thread: the job is killed when the thread that started it ends, and idle agents are to be small.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
+    let result = runtime.block_on(async {
+        let telemetry = telemetry::init("otto-worker", common)?;
+        let result = command().await;
+        telemetry.shutdown().await;
+        result
+    });
+    // A look-up of a name may hang in a thread.
+    runtime.shutdown_background();
     result
 }

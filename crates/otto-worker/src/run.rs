@@ -7,18 +7,19 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use otto_proto::v1::FinishRun;
 use otto_service::telemetry;
 use tracing::Instrument;
 
-use crate::capture::{Capture, Captured, Feedback, now_unix_nanos};
-use crate::child::{self, Job, LaunchError, Mark, Signals};
-use crate::delivery::Deliveries;
-use crate::drain::{add_leftovers, ending_of};
-use crate::rundir::{Claim, Class, Ended, Exit, RunDir};
+use crate::capture::{Capture, Captured, Feedback, now_ms, now_unix_nanos};
+use crate::child::{self, Inherited, Job, LaunchError, Mark, Memory, Signals};
+use crate::delivery::{Deliveries, Patience};
+use crate::drain::{add_leftovers, ending_of, lost};
+use crate::exit::{Class, Exit};
+use crate::rundir::{Claim, RunDir};
 use crate::settings::{Run, Start};
 use crate::spool::{self, Record, RunInfo, Writer};
 use crate::upload::{Server, Uploader, rfc3339, timestamp};
@@ -27,12 +28,16 @@ use plan::Plan;
 /// An end that could not be written down is written again after this, so many times.
 const NOTE_AGAIN: Duration = Duration::from_millis(500);
 const NOTE_TRIES: u32 = 60;
+/// Told to stop, the agent ends so long before its grace period does, or by a twentieth of it if that is less.
+const LEAVE_EARLY: Duration = Duration::from_millis(500);
 
 /// Runs the job and ends with its exit code.
 ///
 /// # Errors
 /// When the job could not even be tried: a setting, a directory, the system.
-pub(crate) async fn run(start: Start) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(start: Start, inherited: Inherited) -> anyhow::Result<ExitCode> {
+    // First of all: the first process of a container loses signals that it does not listen to.
+    let mut signals = Signals::listen().context("listening for signals")?;
     let settings = &start.run;
     let span = tracing::info_span!(
         "worker.run",
@@ -44,29 +49,50 @@ pub(crate) async fn run(start: Start) -> anyhow::Result<ExitCode> {
         telemetry::parent_from(&span, &parent);
     }
     let traceparent = telemetry::traceparent(&span).or_else(|| settings.traceparent());
-    run_in_span(settings, &start.command, traceparent).instrument(span).await
+    let result = run_in_span(&start, &inherited, traceparent, &mut signals).instrument(span).await;
+    if let Err(error) = &result {
+        let now = now_ms();
+        let exit = Exit {
+            exit_code: Some(crate::AGENT_FAILED.into()),
+            class: Class::Infrastructure,
+            message: format!("the agent failed: {error:#}"),
+            started_at_ms: now,
+            ended_at_ms: now,
+            ..Exit::default()
+        };
+        exit.tell(start.exit_file.as_deref());
+    }
+    result
 }
 
-async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<String>) -> anyhow::Result<ExitCode> {
-    let (plan, options) = Plan::new(settings)?;
+async fn run_in_span(
+    start: &Start,
+    inherited: &Inherited,
+    traceparent: Option<String>,
+    signals: &mut Signals,
+) -> anyhow::Result<ExitCode> {
+    let settings = &start.run;
+    // Before anything else can fail: by it others see that an agent was here.
+    let claim = settings.run_dir.as_deref().map(RunDir::claim).transpose()?;
+    let (plan, options) = Plan::new(settings, inherited)?;
     let server = match &settings.upload.log_server {
         Some(url) => Some(Server::new(url, &settings.upload)?),
         None => None,
     };
-    let run_dir = match settings.run_dir.as_deref().map(RunDir::claim).transpose()? {
-        Some(Claim::Started(dir)) => return resume(&dir, settings, &plan, server.as_ref()).await,
+    let run_dir = match claim {
+        Some(Claim::Started(dir)) => return resume(&dir, start, &plan, server.as_ref(), signals).await,
         Some(Claim::Fresh(dir)) => Some(dir),
         None => None,
     };
 
     let info = RunInfo::new(&plan.task_id, &plan.worker_id, now_ms());
     let (writer, spool) = spool::create(&plan.spool_dir, &info, plan.spool_bytes, plan.reserve)?;
-    let mut signals = Signals::listen().context("listening for signals")?;
-    child::prepare()?;
+    child::prepare(start.allow_privilege_escalation)?;
+    let memory = Memory::now();
 
     let started_at_ms = now_ms();
     let mark = run_dir.as_ref().map(|dir| dir.mark_started(started_at_ms, &info.run_id)).transpose()?;
-    let launched = launch(command, &plan, &info.run_id, traceparent.as_deref(), mark);
+    let launched = launch(&start.command, &plan, &info.run_id, traceparent.as_deref(), inherited, mark);
 
     let feedback = Arc::new(Feedback::new(plan.max_line));
     let mut deliveries = Deliveries::default();
@@ -89,7 +115,7 @@ async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<S
         None => deliveries.keep(spool.clone()),
     }
 
-    let (exit, captured) = match launched {
+    let (exit, captured, end_by) = match launched {
         Ok(job) => {
             let pid = job.pid;
             let capture = Capture::start(job.outputs, options, writer, spool.clone(), feedback);
@@ -102,22 +128,25 @@ async fn run_in_span(settings: &Run, command: &[OsString], traceparent: Option<S
                     return Err(error);
                 }
             };
-            let (end, why, captured) =
-                supervise::supervise(pid, capture, &mut signals, settings.timeout(), settings.grace, settings.linger)
-                    .await
-                    .inspect_err(|error| note_failure(run_dir.as_ref(), error, started_at_ms))?;
-            (plan::exit_of(end, why, settings, started_at_ms, now_ms()), captured)
+            let over = supervise::supervise(pid, capture, signals, settings.timeout(), settings.grace, settings.linger)
+                .await
+                .inspect_err(|error| note_failure(run_dir.as_ref(), error, started_at_ms))?;
+            let shortage = memory.and_then(|memory| memory.shortage());
+            let exit = plan::exit_of(over.end, over.why, shortage, settings, started_at_ms, now_ms());
+            (exit, over.captured, over.end_by)
         }
         Err(error) => {
             tracing::error!("{error}");
-            (plan::exit_of_launch(&error, started_at_ms, now_ms()), nothing(writer))
+            (plan::exit_of_launch(&error, started_at_ms, now_ms()), nothing(writer), None)
         }
     };
     tracing::Span::current().record("otto.exit_code", exit.exit_code);
     // Whoever waits for the end cannot be told otherwise; the log still can be sent.
     let unwritten = run_dir.as_ref().filter(|dir| !noted(dir, &exit));
+    exit.tell(start.exit_file.as_deref());
     finish_log(&exit, captured);
-    let rest = drain(&mut deliveries, settings, &plan, run_dir.as_ref(), &mut signals);
+    let patience = Patience::of_sender(settings.drain_timeout(), end_by.map(|at| before(at, settings.grace)));
+    let rest = drain(&mut deliveries, settings, &plan, run_dir.as_ref(), patience, signals);
     match unwritten {
         Some(dir) => {
             let _ = tokio::join!(rest, note_again(dir, &exit));
@@ -155,11 +184,18 @@ fn note_failure(dir: Option<&RunDir>, error: &anyhow::Error, started_at_ms: u64)
     noted(dir, &exit);
 }
 
+/// So much earlier that whoever kills us at `end` finds us gone, and what is left can be taken over.
+fn before(end: Instant, grace: Duration) -> tokio::time::Instant {
+    let early = (grace / 20).min(LEAVE_EARLY);
+    tokio::time::Instant::from_std(end.checked_sub(early).unwrap_or(end))
+}
+
 fn launch(
     command: &[OsString],
     plan: &Plan,
     run_id: &str,
     traceparent: Option<&str>,
+    inherited: &Inherited,
     mark: Option<Mark>,
 ) -> Result<Job, LaunchError> {
     let mut set = vec![
@@ -168,8 +204,7 @@ fn launch(
         ("OTTO_JOB_RUN_ID", run_id),
     ];
     set.extend(traceparent.map(|traceparent| ("TRACEPARENT", traceparent)));
-    let environment = child::environment(std::env::vars_os(), &set);
-    child::launch(command, environment, mark, plan.pipe_bytes)
+    child::launch(command, inherited.for_job(&set), inherited.umask, mark, plan.pipe_bytes)
 }
 
 /// What there is of a job that never ran.
@@ -182,14 +217,15 @@ fn finish_log(exit: &Exit, mut captured: Captured) {
     if captured.dropped > 0 {
         tracing::warn!("{} lines were dropped: the spool was full (--on-full drop)", captured.dropped);
     }
-    let started = !matches!(exit.class, Class::Image | Class::Infrastructure | Class::AgentLost);
+    // What the job printed tells the rest.
+    let told = !matches!(exit.class, Class::Image | Class::Infrastructure | Class::AgentLost | Class::OutOfMemory);
     let finish = FinishRun {
         last_sequence: captured.last_sequence,
         digest: captured.digest.into(),
         exit_code: exit.exit_code,
         signal: exit.signal,
         ended_at: Some(timestamp(exit.ended_at_ms.cast_signed().saturating_mul(1_000_000))),
-        error_message: if started { String::new() } else { exit.message.clone() },
+        error_message: if told { String::new() } else { exit.message.clone() },
     };
     if let Err(error) = captured.writer.append(Record::Finish(finish), true) {
         tracing::error!("the end of the log could not be noted: {error}");
@@ -203,35 +239,27 @@ async fn drain(
     settings: &Run,
     plan: &Plan,
     run_dir: Option<&RunDir>,
+    patience: Patience,
     signals: &mut Signals,
 ) {
-    deliveries.wait(settings.upload.drain_timeout, signals).await;
+    deliveries.wait(patience, signals).await;
     deliveries.conclude(&plan.spool_dir, settings.upload.log_server.as_deref(), run_dir);
     plan.clean_up();
 }
 
 /// The job was started by an agent that is gone: it is never started again. What is left of it is ended, and of its
 /// output sent.
-async fn resume(dir: &RunDir, settings: &Run, plan: &Plan, server: Option<&Server>) -> anyhow::Result<ExitCode> {
-    let mut signals = Signals::listen().context("listening for signals")?;
+async fn resume(
+    dir: &RunDir,
+    start: &Start,
+    plan: &Plan,
+    server: Option<&Server>,
+    signals: &mut Signals,
+) -> anyhow::Result<ExitCode> {
+    let settings = &start.run;
     let ended = match dir.ended()? {
         Some(ended) => ended,
-        None => {
-            let (started_at_ms, lost) = dir.started();
-            match &lost {
-                Some(lost) => child::end_lost(lost).await,
-                None => tracing::warn!("the start mark does not tell which processes are the job's"),
-            }
-            let exit = Exit {
-                message: "the agent was killed, and with it the job; nobody knows how it ended".to_owned(),
-                started_at_ms,
-                ended_at_ms: now_ms(),
-                ..Exit::default()
-            };
-            dir.write_exit(&exit)?;
-            tracing::warn!("{}", exit.message);
-            Ended::from(&exit)
-        }
+        None => lost(dir, "the agent was killed, and with it the job").await,
     };
     if !dir.is_drained() {
         let mut deliveries = Deliveries::default();
@@ -242,7 +270,8 @@ async fn resume(dir: &RunDir, settings: &Run, plan: &Plan, server: Option<&Serve
             }
             None => keep_leftovers(&mut deliveries, &plan.spool_dir, &ending)?,
         }
-        drain(&mut deliveries, settings, plan, Some(dir), &mut signals).await;
+        let patience = Patience::of_sender(settings.drain_timeout(), None);
+        drain(&mut deliveries, settings, plan, Some(dir), patience, signals).await;
     }
     Ok(code(ended.exit_code))
 }
@@ -259,9 +288,4 @@ fn keep_leftovers(deliveries: &mut Deliveries, spool_dir: &Path, ending: &Finish
 fn code(exit_code: Option<i32>) -> ExitCode {
     let code = exit_code.and_then(|code| u8::try_from(code).ok());
     ExitCode::from(code.unwrap_or(crate::AGENT_FAILED))
-}
-
-/// Milliseconds since the Unix epoch.
-fn now_ms() -> u64 {
-    (now_unix_nanos() / 1_000_000).cast_unsigned()
 }

@@ -2,20 +2,27 @@
 //! (ARCHITECTURE.md, "Run directory").
 
 use std::fmt::Write as _;
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::getpid;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::child::{Lost, Mark, PID_DIGITS, boot_id, session, ticks};
+use crate::access::{self, Access};
+use crate::child::{Lost, Mark, PID_DIGITS, boot_id, pid_namespace, session, ticks};
+use crate::exit::{Ended, Exit};
+
+/// Whoever looks whether an agent lives holds the lock for a moment. No longer than this, so an agent waits so long for it.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
+const LOCK_TICK: Duration = Duration::from_millis(5);
 
 /// A run directory whose lock is ours.
 pub(crate) struct RunDir {
     path: PathBuf,
+    access: Access,
     /// Held to our end, and never given to the job.
     _lock: File,
 }
@@ -28,60 +35,6 @@ pub(crate) enum Claim {
     Started(RunDir),
 }
 
-/// How a job ended, as others are told. Values of `class` are fixed in ARCHITECTURE.md.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub(crate) struct Exit {
-    /// 128+n after signal n. Absent: nobody knows.
-    pub(crate) exit_code: Option<i32>,
-    pub(crate) signal: Option<i32>,
-    pub(crate) class: Class,
-    /// A sentence for people; empty after a success.
-    pub(crate) message: String,
-    pub(crate) started_at_ms: u64,
-    pub(crate) ended_at_ms: u64,
-}
-
-/// `exit.json` as somebody wrote it.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub(crate) struct Ended {
-    pub(crate) exit_code: Option<i32>,
-    pub(crate) signal: Option<i32>,
-    pub(crate) message: String,
-    pub(crate) ended_at_ms: u64,
-}
-
-impl From<&Exit> for Ended {
-    fn from(exit: &Exit) -> Self {
-        Ended {
-            exit_code: exit.exit_code,
-            signal: exit.signal,
-            message: exit.message.clone(),
-            ended_at_ms: exit.ended_at_ms,
-        }
-    }
-}
-
-/// What kind of an end it was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Class {
-    Success,
-    /// Ended by itself with another code than 0, or by a signal that was not ours.
-    Exited,
-    /// Ran longer than it may.
-    Deadline,
-    /// Told to stop.
-    Stopped,
-    /// The program does not exist or cannot be run.
-    Image,
-    /// The agent was killed.
-    #[default]
-    AgentLost,
-    /// Something of the machine.
-    Infrastructure,
-}
-
 /// The start mark, as far as it can be read: an agent killed in its middle leaves less.
 #[derive(Debug, Default, Deserialize)]
 struct Started {
@@ -91,27 +44,70 @@ struct Started {
     lost: Option<Lost>,
 }
 
+/// Who is in a run directory.
+pub(crate) enum Occupant {
+    /// Nobody has been here yet.
+    None,
+    /// An agent; it holds the lock of this file.
+    Agent(File),
+    /// An agent was here.
+    Gone,
+}
+
 impl RunDir {
-    /// Takes the lock.
+    /// Takes the lock; waits for it as long as somebody may look at it.
     ///
     /// # Errors
     /// When another agent holds it, or the directory cannot be used.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Claim> {
         let open = || -> anyhow::Result<Claim> {
-            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-            let mut lock =
-                File::options().create(true).truncate(false).read(true).write(true).open(path.join("lock"))?;
-            match lock.try_lock() {
+            access::make_dirs(path)?;
+            let access = Access::of(path)?;
+            let lock = access.options().create(true).truncate(false).read(true).write(true).open(path.join("lock"))?;
+            let until = Instant::now() + LOCK_PATIENCE;
+            loop {
+                match lock.try_lock() {
+                    Ok(()) => break,
+                    Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_TICK),
+                    Err(TryLockError::WouldBlock) => bail!("another agent runs here: it holds the lock"),
+                    Err(TryLockError::Error(error)) => return Err(error).context("locking"),
+                }
+            }
+            Self::locked(path, lock)
+        };
+        open().with_context(|| unusable(path))
+    }
+
+    /// With the lock that was taken: our pid is noted in it.
+    fn locked(path: &Path, mut lock: File) -> anyhow::Result<Claim> {
+        lock.set_len(0)?;
+        lock.write_all(getpid().as_raw_nonzero().to_string().as_bytes())?;
+        let dir = RunDir { path: path.to_owned(), access: Access::of(path)?, _lock: lock };
+        Ok(if dir.path.join("started").try_exists()? { Claim::Started(dir) } else { Claim::Fresh(dir) })
+    }
+
+    /// Looks who is there, without hindering an agent that is just coming: it waits for the lock. Nothing is made.
+    ///
+    /// # Errors
+    /// When the directory cannot be looked at.
+    pub(crate) fn look(path: &Path) -> anyhow::Result<Occupant> {
+        let look = || -> anyhow::Result<Occupant> {
+            let lock = match File::options().read(true).write(true).open(path.join("lock")) {
+                Ok(lock) => lock,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Occupant::None),
+                Err(error) => return Err(error.into()),
+            };
+            match lock.try_lock_shared() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => bail!("another agent runs here: it holds the lock"),
+                Err(TryLockError::WouldBlock) => return Ok(Occupant::Agent(lock)),
                 Err(TryLockError::Error(error)) => return Err(error).context("locking"),
             }
-            lock.set_len(0)?;
-            lock.write_all(getpid().as_raw_nonzero().to_string().as_bytes())?;
-            let dir = RunDir { path: path.to_owned(), _lock: lock };
-            Ok(if dir.path.join("started").try_exists()? { Claim::Started(dir) } else { Claim::Fresh(dir) })
+            // An agent notes its pid once it has the lock; without it, one may stand before the lock just now.
+            let was_here = lock.metadata()?.len() > 0 || path.join("started").try_exists()?;
+            lock.unlock()?;
+            Ok(if was_here { Occupant::Gone } else { Occupant::None })
         };
-        open().with_context(|| format!("the run directory {} (--run-dir)", path.display()))
+        look().with_context(|| unusable(path))
     }
 
     /// Makes the start mark; from then on the job counts as started, whether it was or not. On disk when this returns.
@@ -124,9 +120,10 @@ impl RunDir {
         let pid = getpid().as_raw_nonzero();
         // Both ids are hexadecimal: nothing to escape.
         let mut text = format!(
-            r#"{{"pid":{pid},"started_at_ms":{started_at_ms},"session":{session},"since_ticks":{},"boot_id":"{}","run_id":"{run_id}","job_pid":"#,
+            r#"{{"pid":{pid},"started_at_ms":{started_at_ms},"session":{session},"since_ticks":{},"boot_id":"{}","pid_namespace":{},"run_id":"{run_id}","job_pid":"#,
             ticks(),
-            boot_id()
+            boot_id(),
+            pid_namespace()
         );
         let pid_at = text.len() as u64;
         let _ = write!(text, "{:>PID_DIGITS$}}}", 0);
@@ -137,7 +134,7 @@ impl RunDir {
     fn make_mark(&self, fill: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<File> {
         let path = self.path.join("started");
         let context = || format!("making the start mark {}", path.display());
-        let mut file = File::options().write(true).create_new(true).open(&path).with_context(context)?;
+        let mut file = self.access.options().write(true).create_new(true).open(&path).with_context(context)?;
         let keep = || -> io::Result<()> {
             fill(&mut file)?;
             file.sync_all()?;
@@ -160,6 +157,11 @@ impl RunDir {
 
     fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
+    }
+
+    /// Whether there is a start mark.
+    pub(crate) fn is_started(&self) -> bool {
+        self.path.join("started").exists()
     }
 
     /// When the job was started (milliseconds since the Unix epoch) and which processes are its own, as far as the start
@@ -214,16 +216,21 @@ impl RunDir {
         let path = self.path.join(name);
         let temporary = self.path.join(format!("{name}.tmp"));
         let write = || -> io::Result<()> {
-            fs::write(&temporary, text)?;
+            self.access.write(&temporary, text)?;
             fs::rename(&temporary, &path)
         };
         write().with_context(|| format!("writing {}", path.display()))
     }
 }
 
+fn unusable(path: &Path) -> String {
+    format!("the run directory {} (--run-dir)", path.display())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Class;
 
     #[test]
     fn one_claim_at_a_time_and_one_start_ever() {
@@ -237,6 +244,27 @@ mod tests {
         assert!(first.mark_started(7, "r").is_err());
         drop((first, mark));
         assert!(matches!(RunDir::claim(&path).unwrap(), Claim::Started(_)));
+    }
+
+    #[test]
+    fn who_looks_hinders_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        assert!(matches!(RunDir::look(&path).unwrap(), Occupant::None) && !path.exists());
+        fs::create_dir(&path).unwrap();
+        // An agent that has not got its lock yet.
+        let lock = File::create(path.join("lock")).unwrap();
+        assert!(matches!(RunDir::look(&path).unwrap(), Occupant::None));
+        lock.lock_shared().unwrap();
+        let looking = std::thread::spawn(move || {
+            std::thread::sleep(LOCK_TICK * 4);
+            drop(lock);
+        });
+        let Claim::Fresh(run) = RunDir::claim(&path).unwrap() else { panic!("started?") };
+        looking.join().unwrap();
+        assert!(matches!(RunDir::look(&path).unwrap(), Occupant::Agent(_)));
+        drop(run);
+        assert!(matches!(RunDir::look(&path).unwrap(), Occupant::Gone));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::capture::OnFull;
 
 /// Smallest spool that leaves room for the pipes and a few blocks.
 const LEAST_SPOOL: u64 = 1 << 20;
+/// Unless --drain-timeout says another.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest id, as the log server takes it.
 const LONGEST_ID: usize = 253;
 
@@ -34,7 +36,9 @@ pub(crate) enum Command {
     Run(Box<Start>),
     /// Send what agents that were killed, or had no log server, left in a spool directory. Ends with 0 if the log server
     /// has all of it. Takes all flags of `run`, so that it can be given the same; those about the job mean nothing.
-    Drain(Box<Run>),
+    Drain(Box<Drain>),
+    /// Copy this program to DIR/otto-worker, for containers of other images. One that is there is replaced.
+    Install(Install),
 }
 
 /// Where output goes.
@@ -53,9 +57,9 @@ pub(crate) struct Upload {
     pub(crate) spool_dir: Option<PathBuf>,
 
     /// How long to go on trying, when the job has ended and nothing is acknowledged any more. What is left then stays in
-    /// the spool directory.
-    #[arg(long, env = "OTTO_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
-    pub(crate) drain_timeout: Duration,
+    /// the spool directory. [default: 30s; of `drain --wait`: for ever]
+    #[arg(long, env = "OTTO_DRAIN_TIMEOUT", value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) drain_timeout: Option<Duration>,
 
     /// With something on its way, a log server that says nothing for so long counts as gone: the agent connects again.
     #[arg(long, env = "OTTO_ANSWER_TIMEOUT", value_name = "DURATION", default_value = "35s", value_parser = parse_duration)]
@@ -101,9 +105,38 @@ pub(crate) struct Start {
     #[command(flatten)]
     pub(crate) run: Run,
 
+    /// File that is told how the job ended, as `exit.json` of a run directory, in at most 4096 bytes: a container's
+    /// termination message.
+    #[arg(long, env = "OTTO_EXIT_FILE", value_name = "FILE")]
+    pub(crate) exit_file: Option<PathBuf>,
+
+    /// Let programs of the job gain privileges (sudo and other setuid programs), where the agent could.
+    #[arg(long, env = "OTTO_ALLOW_PRIVILEGE_ESCALATION", value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) allow_privilege_escalation: bool,
+
     /// What to run.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
+}
+
+/// The `drain` command.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Drain {
+    #[command(flatten)]
+    pub(crate) run: Run,
+
+    /// Beside an agent in another container: wait until it has come to --run-dir, which need not be there yet, and has
+    /// ended, then send what it left. Told to end before it came, end at once; else when all is sent, or told twice.
+    #[arg(long, env = "OTTO_WAIT", value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) wait: bool,
+}
+
+/// The `install` command.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Install {
+    /// Directory for the program; made if it is not there.
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
 }
 
 /// The flags of both commands.
@@ -216,6 +249,11 @@ impl Run {
         self.upload.spool_dir.clone().or_else(in_run_dir)
     }
 
+    /// How long to wait for a log server that acknowledges nothing.
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        self.upload.drain_timeout.unwrap_or(DRAIN_TIMEOUT)
+    }
+
     /// How long the job may run; zero is for ever.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.timeout.filter(|timeout| !timeout.is_zero())
@@ -317,8 +355,9 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
-            for arg in
-                sub.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version" | "command"))
+            for arg in sub
+                .get_arguments()
+                .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version" | "command" | "dir"))
             {
                 let flag = arg.get_long().unwrap();
                 let variable = format!("OTTO_{}", flag.to_uppercase().replace('-', "_"));

@@ -21,15 +21,15 @@ mod recover;
 mod state;
 mod writer;
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::access::{self, Access};
 pub(crate) use reader::Reader;
 pub(crate) use record::{Record, shorten};
 pub(crate) use recover::recover;
@@ -76,16 +76,16 @@ impl RunInfo {
 /// When the directory cannot be written; the message names it.
 pub(crate) fn create(spool_dir: &Path, run: &RunInfo, limit: u64, reserve: u64) -> anyhow::Result<(Writer, Spool)> {
     let begin = || -> anyhow::Result<(Writer, Spool)> {
-        DirBuilder::new().recursive(true).mode(0o700).create(spool_dir)?;
         let dir = spool_dir.join(format!("{:013}-{}", run.created_at_ms, run.run_id));
-        DirBuilder::new().mode(0o700).create(&dir)?;
+        access::make_dirs(&dir)?;
+        let access = Access::of(&dir)?;
         let lock = lock(&dir)?.context("another process holds the lock of a directory that was just made")?;
         // Renamed into place, so that a run.json is always whole.
         let temporary = dir.join("run.json.tmp");
-        fs::write(&temporary, serde_json::to_vec(run)?)?;
+        access.write(&temporary, &serde_json::to_vec(run)?)?;
         fs::rename(&temporary, dir.join("run.json"))?;
-        let acked = File::options().create_new(true).read(true).write(true).open(dir.join("acked"))?;
-        let files = state::Files { dir, acked, lock };
+        let acked = access.options().create_new(true).read(true).write(true).open(dir.join("acked"))?;
+        let files = state::Files { dir, access, acked, lock };
         let spool = Spool::new(files, limit, reserve, state::State::default());
         let writer = Writer::begin(spool.clone(), SEGMENT_BYTES.min(limit / 8))?;
         Ok((writer, spool))
@@ -131,7 +131,7 @@ fn read_run(dir: &Path) -> anyhow::Result<RunInfo> {
 
 /// The run's lock; `None`: another process holds it.
 fn lock(dir: &Path) -> io::Result<Option<Arc<File>>> {
-    let file = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+    let file = Access::of(dir)?.options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(Arc::new(file))),
         Err(TryLockError::WouldBlock) => Ok(None),

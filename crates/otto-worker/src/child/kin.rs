@@ -1,6 +1,7 @@
 //! Processes that outlive the job: its group, orphans that became our children, and those of an agent that was killed.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -69,6 +70,9 @@ pub(crate) struct Lost {
     pub(crate) since_ticks: u64,
     /// Of the machine's start.
     pub(crate) boot_id: String,
+    /// In which the numbers are valid. 0: unknown, as in marks of earlier agents.
+    #[serde(default)]
+    pub(crate) pid_namespace: u64,
     /// Random; every process of the job has it in its environment as `OTTO_JOB_RUN_ID`.
     pub(crate) run_id: String,
 }
@@ -78,7 +82,8 @@ pub(crate) struct Lost {
 /// run's random id in its environment. (Ids of tasks and workers are no proof: another scaler on this machine may have
 /// the same.)
 pub(crate) async fn end_lost(lost: &Lost) {
-    if lost.boot_id != boot_id() {
+    // What was in another container ended with that.
+    if lost.boot_id != boot_id() || ![0, pid_namespace()].contains(&lost.pid_namespace) {
         return;
     }
     let until = Instant::now() + PATIENCE;
@@ -179,6 +184,11 @@ pub(crate) fn boot_id() -> String {
     text.trim().to_owned()
 }
 
+/// Of our PID namespace, which a container has of its own; 0: unknown.
+pub(crate) fn pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
+}
+
 /// Clock ticks since the machine's start, as in /proc/PID/stat.
 pub(crate) fn ticks() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -216,12 +226,14 @@ mod tests {
             session: own.session,
             since_ticks: own.start,
             boot_id: boot_id(),
+            pid_namespace: pid_namespace(),
             run_id: "no-such-run".into(),
         };
         for wrong in [
             Lost { session: own.session + 1, ..right.clone() },
             Lost { since_ticks: own.start + 1, ..right.clone() },
             Lost { boot_id: "another".into(), ..right.clone() },
+            Lost { pid_namespace: right.pid_namespace + 1, ..right.clone() },
         ] {
             end_lost(&wrong).await;
             assert_eq!(job.try_wait().unwrap(), None, "{wrong:?}");

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, getppid};
 
@@ -44,42 +45,21 @@ pub(crate) struct Mark {
 /// Room for any pid.
 pub(crate) const PID_DIGITS: usize = 10;
 
-/// What has to be true of this process before it has children: it takes over their orphans, and neither it nor they
-/// gain privileges by a setuid program.
+/// What has to be true of this process before it has children: it takes over their orphans, and, unless `may_gain`, neither
+/// it nor they gain privileges by a setuid program.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn prepare() -> anyhow::Result<()> {
+pub(crate) fn prepare(may_gain: bool) -> anyhow::Result<()> {
     rustix::process::set_child_subreaper(Some(getpid())).context("becoming a subreaper")?;
+    if may_gain {
+        return Ok(());
+    }
     // Of this thread, which starts the job.
     rustix::thread::set_no_new_privs(true).context("setting no-new-privileges")
 }
 
-/// Names, separated by commas, of further variables that are meant for the agent only.
-const AGENT_ENV: &str = "OTTO_AGENT_ENV";
-
-/// The job's environment: ours without the agent's own settings (every `OTTO_` variable except `OTTO_JOB_`, and what
-/// `OTTO_AGENT_ENV` names), with `set`.
-pub(crate) fn environment(
-    ours: impl Iterator<Item = (OsString, OsString)>,
-    set: &[(&str, &str)],
-) -> Vec<(OsString, OsString)> {
-    let ours: Vec<_> = ours.collect();
-    let named = ours.iter().find(|(name, _)| name == AGENT_ENV).map(|(_, value)| value.clone()).unwrap_or_default();
-    let of_agent = |name: &OsStr| {
-        let name = name.as_bytes();
-        (name.starts_with(b"OTTO_") && !name.starts_with(b"OTTO_JOB_"))
-            || named.as_bytes().split(|byte| *byte == b',').any(|named| named == name)
-    };
-    let mut kept: Vec<_> = ours.into_iter().filter(|(name, _)| !of_agent(name)).collect();
-    for (name, value) in set {
-        kept.retain(|(other, _)| other != name);
-        kept.push(((*name).into(), (*value).into()));
-    }
-    kept
-}
-
-/// Starts `command` (found by the `PATH` of its environment) with pipes of `pipe_bytes`. Must be called by the main
+/// Starts `command` (found by the `PATH` of its environment) with this umask, and pipes of `pipe_bytes`. Must be called by the main
 /// thread: the job is killed when the thread that started it ends.
 ///
 /// # Errors
@@ -88,6 +68,7 @@ pub(crate) fn environment(
 pub(crate) fn launch(
     command: &[OsString],
     environment: Vec<(OsString, OsString)>,
+    umask: Mode,
     mark: Option<Mark>,
     pipe_bytes: usize,
 ) -> Result<Job, LaunchError> {
@@ -112,13 +93,14 @@ pub(crate) fn launch(
         if getppid() != Some(agent) {
             return Err(Errno::SRCH.into());
         }
+        rustix::process::umask(umask);
         if let Some(mark) = &mark {
             write_mark(mark)?;
         }
         Ok(())
     };
     // SAFETY: between fork and exec only system calls that are async-signal-safe are made (prctl, getppid, getpid,
-    // write), on memory made before the fork; nothing is allocated and no lock is taken.
+    // umask, write), on memory made before the fork; nothing is allocated and no lock is taken.
     unsafe { process.pre_exec(before_first_instruction) };
     let mut child = process.spawn().map_err(|error| explain(program, path.as_deref(), &error))?;
     let missing = || LaunchError::System("the job has no pid or no pipes".to_owned());
@@ -174,27 +156,5 @@ fn explain(program: &OsStr, path: Option<&OsStr>, error: &io::Error) -> LaunchEr
             "the program {name:?} cannot be run: it is neither a program for this machine nor a script with `#!`"
         )),
         _ => LaunchError::System(format!("the program {name:?} could not be started: {error}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_agents_settings_are_not_the_jobs() {
-        let ours = [
-            ("PATH", "/bin"),
-            ("OTTO_TASK_ID", "t"),
-            ("OTTO_JOB_REASON", "r"),
-            ("OTTOX", "1"),
-            ("A", "b"),
-            ("RUST_LOG", "x"),
-        ];
-        let ours = ours.into_iter().chain([("OTTO_AGENT_ENV", "RUST_LOG,OTEL_X")]);
-        let ours = ours.map(|(name, value)| (name.into(), value.into()));
-        let job = environment(ours, &[("A", "c"), ("OTTO_JOB_TASK_ID", "t")]);
-        let names: Vec<_> = job.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
-        assert_eq!(names, ["PATH=/bin", "OTTO_JOB_REASON=r", "OTTOX=1", "A=c", "OTTO_JOB_TASK_ID=t"]);
     }
 }

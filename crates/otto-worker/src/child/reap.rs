@@ -44,3 +44,9 @@ pub(crate) fn reap(job: Pid) -> Reaped {
         }
     }
 }
+
+/// Collects all that have ended, by one that has no job: as the first process of a container it gets the orphans of
+/// whatever is started there.
+pub(crate) fn reap_all() {
+    while matches!(rustix::process::wait(WaitOptions::NOHANG), Ok(Some(_)) | Err(Errno::INTR)) {}
+}

@@ -7,6 +7,8 @@ use std::task::Poll;
 use rustix::process::Signal;
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
 
+use super::reap::reap_all;
+
 /// Those that are passed on to the job's process group. (SIGCHLD is ours; SIGPIPE is ignored; others cannot be caught or
 /// mean a defect of the agent itself.)
 const PASSED_ON: [Signal; 9] = [
@@ -54,9 +56,15 @@ impl Signals {
         .await
     }
 
-    /// Waits until we are told to end. May be cancelled.
+    /// Waits until we are told to end, and reaps meanwhile: there must be no job (any more). May be cancelled.
     pub(crate) async fn told_to_end(&mut self) {
-        while !matches!(self.next().await, Some(Signal::TERM | Signal::INT | Signal::QUIT | Signal::HUP)) {}
+        loop {
+            match self.next().await {
+                Some(Signal::TERM | Signal::INT | Signal::QUIT | Signal::HUP) => return,
+                Some(_) => {}
+                None => reap_all(),
+            }
+        }
     }
 }
 

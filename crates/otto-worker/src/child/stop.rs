@@ -28,6 +28,7 @@ pub(crate) struct Stop {
     grace: Duration,
     why: Option<Why>,
     kill_at: Option<Instant>,
+    end_by: Option<Instant>,
     interrupted: bool,
 }
 
@@ -39,13 +40,15 @@ impl Stop {
     /// its output is sent.
     pub(crate) fn new(now: Instant, timeout: Option<Duration>, grace: Duration) -> Self {
         let deadline = timeout.and_then(|timeout| now.checked_add(timeout));
-        Stop { deadline, grace, why: None, kill_at: None, interrupted: false }
+        Stop { deadline, grace, why: None, kill_at: None, end_by: None, interrupted: false }
     }
 
     /// SIGTERM or (`interrupt`) SIGINT came and is passed on to the job. Somebody who presses Ctrl-C twice wants it to
     /// end; a supervisor may well repeat its SIGTERM.
     pub(crate) fn told(&mut self, now: Instant, interrupt: bool) -> Act {
         let again = interrupt && std::mem::replace(&mut self.interrupted, true);
+        // Also when it is being stopped for its deadline: whoever tells us kills us when the grace period is over.
+        self.end_by.get_or_insert(now + self.grace);
         self.begin(now, Why::Told);
         if again { Act::Kill } else { Act::Nothing }
     }
@@ -76,6 +79,11 @@ impl Stop {
         self.kill_at.or(self.deadline)
     }
 
+    /// When whoever told us to stop will kill us.
+    pub(crate) fn end_by(&self) -> Option<Instant> {
+        self.end_by
+    }
+
     /// Why the job was stopped, if it was.
     pub(crate) fn why(&self) -> Option<Why> {
         self.why
@@ -101,6 +109,7 @@ mod tests {
         assert_eq!(stop.act(now + 8 * SECOND), Act::Kill);
         assert_eq!(stop.act(now + 8 * SECOND), Act::Nothing);
         assert_eq!((stop.act(now + 9 * SECOND), stop.why()), (Act::Kill, Some(Why::Told)));
+        assert_eq!(stop.end_by(), Some(now + 10 * SECOND));
     }
 
     #[test]

@@ -1,19 +1,23 @@
 //! Settings made fit for each other, and how an end is named.
 
 use std::fs::{self, DirBuilder};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use otto_service::settings::ByteSize;
 use rustix::process::geteuid;
 
 use crate::capture::{Compressor, Options, Policy, Secrets, Tee};
-use crate::child::{JobEnd, LaunchError, Why};
-use crate::rundir::{Class, Exit};
+use crate::child::{Inherited, JobEnd, LaunchError, Shortage, Why};
+use crate::exit::{Class, Exit};
 use crate::settings::Run;
 
 /// Largest pipe an ordinary user may have.
 const PIPE_BYTES: u64 = 1 << 20;
+/// Exit code of a job ended by SIGKILL.
+const KILLED: u8 = 128 + 9;
 /// Largest read.
 const READ_BYTES: u64 = 256 << 10;
 
@@ -36,7 +40,7 @@ impl Plan {
     ///
     /// # Errors
     /// When a file or directory that a setting names cannot be used.
-    pub(super) fn new(settings: &Run) -> anyhow::Result<(Self, Options)> {
+    pub(super) fn new(settings: &Run, inherited: &Inherited) -> anyhow::Result<(Self, Options)> {
         let (task_id, worker_id) = (settings.task_id(), settings.worker_id());
         let spool_bytes = settings.spool_bytes.as_u64();
         // A small spool takes small bites: six sixteenths of it are the most that pipes and memory can still hold when
@@ -54,7 +58,7 @@ impl Plan {
             stderr_level: settings.stderr_level.into(),
             partial_delay: settings.partial_delay,
             read_bytes: usize::try_from(read)?,
-            secrets: secrets(settings)?,
+            secrets: secrets(settings, inherited)?,
             tee: if settings.tee { Some(Tee::start().context("starting a thread (--tee)")?) } else { None },
         };
         let given = settings.spool_dir();
@@ -85,11 +89,11 @@ impl Plan {
 }
 
 /// Values to mask.
-fn secrets(settings: &Run) -> anyhow::Result<Option<Secrets>> {
+fn secrets(settings: &Run, inherited: &Inherited) -> anyhow::Result<Option<Secrets>> {
     let mut values = Vec::new();
     for name in &settings.mask_env {
-        match std::env::var_os(name) {
-            Some(value) => values.push(std::os::unix::ffi::OsStringExt::into_vec(value)),
+        match inherited.var(name) {
+            Some(value) => values.push(value.as_bytes().to_vec()),
             None => tracing::warn!("there is no environment variable {name} to mask (--mask-env)"),
         }
     }
@@ -127,7 +131,14 @@ fn temporary_spool(task_id: &str, worker_id: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// How a job that ran ended.
-pub(super) fn exit_of(end: JobEnd, why: Option<Why>, settings: &Run, started_at_ms: u64, ended_at_ms: u64) -> Exit {
+pub(super) fn exit_of(
+    end: JobEnd,
+    why: Option<Why>,
+    shortage: Option<Shortage>,
+    settings: &Run,
+    started_at_ms: u64,
+    ended_at_ms: u64,
+) -> Exit {
     let how = match end.signal {
         Some(signal) => format!("ended by signal {signal}"),
         None => format!("ended with exit code {}", end.exit_code),
@@ -139,9 +150,28 @@ pub(super) fn exit_of(end: JobEnd, why: Option<Why>, settings: &Run, started_at_
         }
         Some(Why::Told) => (Class::Stopped, format!("the job was told to stop; {how}")),
         None if end.exit_code == 0 => (Class::Success, String::new()),
-        None => (Class::Exited, format!("the job {how}")),
+        // Of a program that a shell has started, the shell tells by its exit code.
+        None if shortage.is_some() && end.exit_code == KILLED => {
+            (Class::OutOfMemory, format!("the job ran out of memory{}: the kernel killed it", limit(shortage)))
+        }
+        None => {
+            let message = match shortage {
+                None => format!("the job {how}"),
+                Some(Shortage { kills, .. }) => format!(
+                    "the job {how}; before that, {kills} of its processes ran out of memory{} and were killed by the \
+                     kernel",
+                    limit(shortage)
+                ),
+            };
+            (Class::Exited, message)
+        }
     };
     Exit { exit_code: Some(end.exit_code.into()), signal: end.signal, class, message, started_at_ms, ended_at_ms }
+}
+
+fn limit(shortage: Option<Shortage>) -> String {
+    let limit = shortage.and_then(|shortage| shortage.limit);
+    limit.map_or_else(String::new, |limit| format!(" (its container may use {})", ByteSize::new(limit)))
 }
 
 /// How a job that could not be started ended.

@@ -7,6 +7,16 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use crate::capture::{Capture, Captured};
 use crate::child::{Act, JobEnd, Signals, Stop, Why, end_rest, reap};
 
+/// What came of a job.
+pub(super) struct Over {
+    pub(super) end: JobEnd,
+    /// Why it was stopped, if it was.
+    pub(super) why: Option<Why>,
+    /// When whoever told us to stop will kill us.
+    pub(super) end_by: Option<Instant>,
+    pub(super) captured: Captured,
+}
+
 /// Returns when the job has ended, nothing of it is left, and all it printed is in the spool.
 ///
 /// # Errors
@@ -18,7 +28,7 @@ pub(super) async fn supervise(
     timeout: Option<Duration>,
     grace: Duration,
     linger: Duration,
-) -> anyhow::Result<(JobEnd, Option<Why>, Captured)> {
+) -> anyhow::Result<Over> {
     let mut stop = Stop::new(Instant::now(), timeout, grace);
     let mut captured = None;
     let end = loop {
@@ -59,6 +69,9 @@ pub(super) async fn supervise(
             () = tokio::time::sleep_until(wake.unwrap_or_else(tokio::time::Instant::now)), if wake.is_some() => {}
         }
     };
+    let end_by = stop.end_by();
+    // Whoever told us to stop does not wait as long as we would: half of the rest is for sending.
+    let linger = end_by.map_or(linger, |at| linger.min(at.saturating_duration_since(Instant::now()) / 2));
     if captured.is_none() {
         // What it left behind may still print; if nobody is left, this is the end of the pipes.
         match tokio::time::timeout(linger, capture.ended()).await {
@@ -78,7 +91,7 @@ pub(super) async fn supervise(
             capture.ended().await?
         }
     };
-    Ok((end, stop.why(), captured))
+    Ok(Over { end, why: stop.why(), end_by, captured })
 }
 
 /// To the job's process group. It may be gone already.

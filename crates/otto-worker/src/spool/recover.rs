@@ -12,6 +12,7 @@ use super::record::{self, Record};
 use super::state::{Files, Segment, Spool, State, read_acked};
 use super::writer::Writer;
 use super::{SEGMENT_BYTES, lock, segment_path};
+use crate::access::Access;
 
 /// Opens what is left of a run, to send it. A run without its end gets one: a gap from there on and a finish with
 /// `lost`, which says why. `None`: another process has the run.
@@ -20,13 +21,14 @@ use super::{SEGMENT_BYTES, lock, segment_path};
 /// When its files cannot be read or written.
 pub(crate) fn recover(dir: &Path, lost: FinishRun) -> anyhow::Result<Option<Spool>> {
     let Some(lock) = lock(dir)? else { return Ok(None) };
-    let acked = File::options().read(true).write(true).create(true).truncate(false).open(dir.join("acked"))?;
+    let access = Access::of(dir)?;
+    let acked = access.options().read(true).write(true).create(true).truncate(false).open(dir.join("acked"))?;
     let acked_sequence = read_acked(&acked);
     let scan = scan(dir, acked_sequence).with_context(|| format!("reading the spool {}", dir.display()))?;
     let finished = scan.finished;
     let bytes = scan.state.bytes;
     // Nothing but the end is added, so no limit is needed.
-    let files = Files { dir: dir.to_owned(), acked, lock };
+    let files = Files { dir: dir.to_owned(), access, acked, lock };
     let spool = Spool::new(files, u64::MAX, 0, scan.state);
     if finished {
         spool.completed();

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::record::Record;
 use super::segment_path;
+use crate::access::Access;
 
 /// Bytes of records kept in memory for the reader, so that in the usual case nothing is read back from the files.
 const RECENT_BYTES: u64 = 2 << 20;
@@ -34,6 +35,7 @@ struct Shared {
 
 pub(super) struct Files {
     pub(super) dir: PathBuf,
+    pub(super) access: Access,
     pub(super) acked: File,
     /// Held as long as the spool is.
     #[allow(dead_code)]
@@ -123,6 +125,11 @@ impl Spool {
     /// The directory of this run.
     pub(crate) fn dir(&self) -> &Path {
         &self.0.files.dir
+    }
+
+    /// Who may use its files.
+    pub(super) fn access(&self) -> Access {
+        self.0.files.access
     }
 
     /// Sequence of the oldest line that can still be sent.
@@ -239,7 +246,7 @@ impl Spool {
     /// Notes that the log server has not all lines that are here, so that whoever drains the spool after us knows that
     /// the digest of all lines says nothing.
     pub(crate) fn note_incomplete(&self) {
-        if let Err(error) = File::create(self.dir().join(INCOMPLETE)) {
+        if let Err(error) = self.0.files.access.write(&self.dir().join(INCOMPLETE), b"") {
             tracing::warn!("noting that the log is incomplete: {error}");
         }
     }

@@ -88,7 +88,7 @@ impl Writer {
 }
 
 fn new_segment(spool: &Spool, number: u64) -> io::Result<File> {
-    let file = File::options().write(true).create_new(true).open(segment_path(spool.dir(), number))?;
+    let file = spool.access().options().write(true).create_new(true).open(segment_path(spool.dir(), number))?;
     let freed = spool.state().begin_segment(number);
     spool.remove_segments(&freed);
     Ok(file)
