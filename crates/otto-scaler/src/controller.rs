@@ -49,7 +49,7 @@ use task::Task;
 /// Events under way at once; more wait in their inboxes.
 const UNDER_WAY: usize = 1_024;
 /// Records of ended tasks held in memory; older ones are read from the store when asked for.
-const ENDED_HELD: usize = 10_000;
+pub(crate) const ENDED_HELD: usize = 10_000;
 
 /// What came of an event.
 #[derive(Clone, Debug)]

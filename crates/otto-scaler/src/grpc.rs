@@ -10,6 +10,7 @@ use crate::controller::{ApplyError, Reason};
 use crate::store::StoreError;
 use crate::task::Millis;
 
+pub(crate) mod desk;
 pub(crate) mod scaler;
 pub(crate) mod tasks;
 
@@ -32,6 +33,7 @@ fn never_applied(reason: &Reason, task_id: &str) -> Status {
     let text = reason.to_string();
     match reason {
         Reason::Contradicts { .. } => status::precondition("CONTRADICTS", format!("task/{task_id}"), text),
+        Reason::Unusable { field, .. } => status::invalid_argument(&format!("build_config.{field}"), text),
         Reason::TooMany { .. } => status::invalid_argument("worker_count", text),
         Reason::UnknownTask(_) => status::not_found("task", task_id),
         Reason::OutOfOrder { .. } | Reason::TooOld { .. } => {

@@ -38,6 +38,15 @@ impl Leadership {
     }
 }
 
+/// A scaler that leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Its Pod (or host) and a random part.
+    pub(crate) name: String,
+    /// `HOST:PORT` of its gRPC server, if it says so.
+    pub(crate) address: Option<String>,
+}
+
 /// Nanoseconds of CLOCK_BOOTTIME.
 pub(crate) fn now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);

@@ -7,11 +7,11 @@ mod driver;
 mod event;
 mod grpc;
 mod inbox;
-#[allow(dead_code, reason = "the election comes with the Kubernetes driver")]
 mod leadership;
 mod metrics;
 mod plan;
 mod serve;
+mod standby;
 mod store;
 mod task;
 mod worker_events;

@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     pub(crate) events: Family<ResultLabel, Counter>,
     /// Workers now: `queued`, `created`, `running`, `stopping`.
     pub(crate) workers: Family<StateLabel, Gauge>,
+    /// 1: this replica leads.
+    pub(crate) leader: Gauge,
     /// Tasks that have not ended.
     pub(crate) live_tasks: Gauge,
     /// From the event's acceptance to the job's first instruction, in seconds; first attempts without backoff only.
@@ -61,6 +63,7 @@ impl Default for Metrics {
         Self {
             events: Family::default(),
             workers: Family::default(),
+            leader: Gauge::default(),
             live_tasks: Gauge::default(),
             start_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
             ended: Family::default(),
@@ -84,6 +87,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("otto_scaler");
         registry.register("events", "Scaling events by what came of them", self.events.clone());
         registry.register("workers", "Workers by state", self.workers.clone());
+        registry.register("leader", "1: this replica leads; 0: it stands by", self.leader.clone());
         registry.register("live_tasks", "Tasks that have not ended", self.live_tasks.clone());
         registry.register_with_unit(
             "start",

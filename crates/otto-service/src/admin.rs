@@ -39,6 +39,8 @@ struct Parts {
     next: u64,
     /// Why a part is not ready, by its name and number; ready parts are not in here.
     waiting: BTreeMap<(String, u64), String>,
+    /// What parts that are ready say besides.
+    notes: BTreeMap<(String, u64), String>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -140,12 +142,23 @@ impl Shared {
 impl Readiness {
     /// The part does its work.
     pub fn ready(&self) {
-        self.shared.parts().waiting.remove(&self.key);
+        let mut parts = self.shared.parts();
+        parts.waiting.remove(&self.key);
+        parts.notes.remove(&self.key);
+    }
+
+    /// The part does its work, and has something to say that `/readyz` shows: `stands by; … leads`.
+    pub fn ready_saying(&self, note: impl Into<String>) {
+        let mut parts = self.shared.parts();
+        parts.waiting.remove(&self.key);
+        parts.notes.insert(self.key.clone(), note.into());
     }
 
     /// The part cannot do its work, and why: `cannot reach Redis at …`.
     pub fn not_ready(&self, reason: impl Into<String>) {
-        self.shared.parts().waiting.insert(self.key.clone(), reason.into());
+        let mut parts = self.shared.parts();
+        parts.notes.remove(&self.key);
+        parts.waiting.insert(self.key.clone(), reason.into());
     }
 }
 
@@ -155,7 +168,11 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, String) {
     match admin.ready() {
-        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Ok(()) => {
+            let notes: String =
+                admin.shared.parts().notes.iter().map(|((name, _), note)| format!("{name}: {note}\n")).collect();
+            (StatusCode::OK, format!("ready\n{notes}"))
+        }
         Err(reasons) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{reasons}\n")),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
+use otto_proto::v1::ottoscaler_service_client::OttoscalerServiceClient;
 use otto_proto::v1::ottoscaler_service_server::OttoscalerService;
 use otto_proto::v1::scale_response::Status as Outcome;
 use otto_proto::v1::{
@@ -11,21 +12,20 @@ use otto_proto::v1::{
     WorkerStatusResponse,
 };
 use otto_service::{status, telemetry};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
-use super::{never_applied, not_applied, rfc3339, store_failed};
-use crate::controller::{Applied, Change, Handle};
+use super::desk::Desk;
+use super::{never_applied, not_applied, rfc3339};
+use crate::controller::{Applied, Change};
 use crate::driver::{Driver, WorkerKey};
 use crate::event::{Direction, parse};
-use crate::store::TaskStore;
 use crate::task::{Phase, Record, Worker, WorkerPhase};
 
 /// Workers that are not live and are told of when no task is named.
 const OTHERS: usize = 1_000;
 
 pub(crate) struct Scaler {
-    pub(crate) handle: Handle,
-    pub(crate) store: Arc<dyn TaskStore>,
+    pub(crate) desk: Arc<Desk>,
     pub(crate) driver: Arc<dyn Driver>,
 }
 
@@ -44,7 +44,7 @@ impl Scaler {
         event.spec.context.traceparent = event.spec.context.traceparent.or(traceparent);
         let task_id = event.task_id.clone();
         let count = event.count;
-        let (change, outcome) = match self.handle.apply(event).await.map_err(not_applied)? {
+        let (change, outcome) = match self.desk.apply(event).await.map_err(not_applied)? {
             Applied::Changed(change) => (change, Outcome::Success),
             Applied::AlreadyProcessed(change) => (change, Outcome::AlreadyProcessed),
             Applied::Dead(reason) => return Err(never_applied(&reason, &task_id)),
@@ -93,22 +93,28 @@ impl Scaler {
         }
     }
 
+    async fn passed_on(
+        &self,
+        request: &Request<WorkerStatusRequest>,
+    ) -> Option<Result<Response<WorkerStatusResponse>, Status>> {
+        let call = async |channel, request| {
+            let mut client = OttoscalerServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+            client.get_worker_status(request).await
+        };
+        self.desk.ask_leader(request, call).await
+    }
+
     /// The records that a request is about.
     async fn records(&self, task_id: &str) -> Result<Vec<Arc<Record>>, Status> {
-        let board = self.handle.board();
-        if task_id.is_empty() {
-            let live = board.live();
-            let mut others = board.page(None, OTHERS, |record| record.phase.is_terminal());
-            others.extend(live);
-            others.sort_by(|a, b| (b.created_at, &b.task_id).cmp(&(a.created_at, &a.task_id)));
-            return Ok(others);
+        if !task_id.is_empty() {
+            return Ok(self.desk.record(task_id).await?.into_iter().collect());
         }
-        if let Some(record) = board.get(task_id) {
-            return Ok(vec![record]);
-        }
-        // Ended long ago: not held in memory, but perhaps stored.
-        let stored = self.store.get(task_id).await.map_err(|error| store_failed(&error))?;
-        Ok(stored.map(Arc::new).into_iter().collect())
+        let board = self.desk.board().await?;
+        let live = board.live();
+        let mut others = board.page(None, OTHERS, |record| record.phase.is_terminal());
+        others.extend(live);
+        others.sort_by(|a, b| (b.created_at, &b.task_id).cmp(&(a.created_at, &a.task_id)));
+        Ok(others)
     }
 }
 
@@ -161,15 +167,29 @@ impl OttoscalerService for Scaler {
         &self,
         request: Request<WorkerStatusRequest>,
     ) -> Result<Response<WorkerStatusResponse>, Status> {
-        let WorkerStatusRequest { task_id, worker_pod_name, status_filter } = request.into_inner();
+        let WorkerStatusRequest { task_id, worker_pod_name, status_filter } = request.get_ref().clone();
         if !["", "pending", "running", "succeeded", "failed"].contains(&status_filter.as_str()) {
             let accepted =
                 format!("{status_filter:?} is none of: pending, running, succeeded, failed, or empty for all");
             return Err(status::invalid_argument("status_filter", accepted));
         }
+        // Many records: the leader holds them all.
+        if task_id.is_empty()
+            && let Some(answer) = self.passed_on(&request).await
+        {
+            return answer;
+        }
+        let records = match self.records(&task_id).await {
+            Ok(records) => records,
+            // The store is away; the leader remembers.
+            Err(status) if status.code() == Code::Unavailable => {
+                return self.passed_on(&request).await.unwrap_or(Err(status));
+            }
+            Err(status) => return Err(status),
+        };
         let mut response = WorkerStatusResponse::default();
         let mut others = 0_usize;
-        for record in self.records(&task_id).await? {
+        for record in records {
             for worker in &record.workers {
                 if task_id.is_empty() && !worker.phase.is_live() {
                     others += 1;

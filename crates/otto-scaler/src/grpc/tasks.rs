@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use otto_proto::v1::task_service_client::TaskServiceClient;
 use otto_proto::v1::task_service_server::TaskService;
 use otto_proto::v1::watch_workers_response::Kind;
 use otto_proto::v1::worker_event::Type;
@@ -13,32 +14,30 @@ use otto_proto::v1::{
     ListDeadLettersResponse, ListTasksRequest, ListTasksResponse, ReplayDeadLetterRequest, ReplayDeadLetterResponse,
     TaskState, WatchWorkersRequest, WatchWorkersResponse, WorkerEvent,
 };
+use otto_service::client::Channel;
 use otto_service::drain::Drain;
 use otto_service::status;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
+use super::desk::{Desk, Lead};
 use super::{not_applied, store_failed};
 use crate::controller::board::Position;
 use crate::controller::{DeleteError, Handle};
 use crate::driver::Driver;
 use crate::inbox::DeadLetters;
-use crate::store::TaskStore;
 use crate::task::{Phase, Record, WorkerPhase};
-use crate::worker_events::Publisher;
 use crate::worker_events::derive::{Teller, timestamp};
 
 /// Messages a watcher may lag behind before the broadcast's own bound counts.
 const AHEAD: usize = 64;
 
 pub(crate) struct Tasks {
-    pub(crate) handle: Handle,
-    pub(crate) store: Arc<dyn TaskStore>,
+    pub(crate) desk: Arc<Desk>,
     pub(crate) driver: Arc<dyn Driver>,
-    pub(crate) publisher: Publisher,
     /// `None`: there is no Redis.
     pub(crate) dead_letters: Option<Arc<dyn DeadLetters>>,
     /// Owns the watchers.
@@ -51,11 +50,7 @@ impl Tasks {
         if task_id.is_empty() {
             return Err(status::invalid_argument("task_id", "must not be empty"));
         }
-        if let Some(record) = self.handle.board().get(task_id) {
-            return Ok(record);
-        }
-        let stored = self.store.get(task_id).await.map_err(|error| store_failed(&error))?;
-        stored.map(Arc::new).ok_or_else(|| status::not_found("task", task_id))
+        self.desk.record(task_id).await?.ok_or_else(|| status::not_found("task", task_id))
     }
 
     fn dead_letters(&self) -> Result<&Arc<dyn DeadLetters>, Status> {
@@ -129,6 +124,10 @@ fn message(record: &Record) -> proto::Task {
 #[tonic::async_trait]
 impl TaskService for Tasks {
     async fn list_tasks(&self, request: Request<ListTasksRequest>) -> Result<Response<ListTasksResponse>, Status> {
+        let call = async |channel, request| client(channel).list_tasks(request).await;
+        if let Some(answer) = self.desk.ask_leader(&request, call).await {
+            return answer;
+        }
         let request = request.into_inner();
         let before = position(&request.page_token)?;
         let mut states = HashSet::new();
@@ -140,7 +139,7 @@ impl TaskService for Tasks {
         }
         let size = page_size(request.page_size);
         let wanted = |record: &Record| states.is_empty() || states.contains(&state(record));
-        let page = self.handle.board().page(before.as_ref(), size, wanted);
+        let page = self.desk.board().await?.page(before.as_ref(), size, wanted);
         let last = page.last().filter(|_| page.len() == size);
         let next_page_token = last.map_or_else(String::new, |last| format!("{}.{}", last.created_at, last.task_id));
         let tasks = page.iter().map(|record| message(record)).collect();
@@ -148,16 +147,28 @@ impl TaskService for Tasks {
     }
 
     async fn get_task(&self, request: Request<GetTaskRequest>) -> Result<Response<proto::Task>, Status> {
-        let record = self.record(&request.into_inner().task_id).await?;
-        Ok(Response::new(message(&record)))
+        match self.record(&request.get_ref().task_id).await {
+            Ok(record) => Ok(Response::new(message(&record))),
+            // The store is away; the leader remembers.
+            Err(status) if status.code() == Code::Unavailable => {
+                let call = async |channel, request| client(channel).get_task(request).await;
+                self.desk.ask_leader(&request, call).await.unwrap_or(Err(status))
+            }
+            Err(status) => Err(status),
+        }
     }
 
     async fn delete_task(&self, request: Request<DeleteTaskRequest>) -> Result<Response<DeleteTaskResponse>, Status> {
+        let call = async |channel, request| client(channel).delete_task(request).await;
+        if let Some(answer) = self.desk.ask_leader(&request, call).await {
+            return answer;
+        }
         let task_id = request.into_inner().task_id;
         if task_id.is_empty() {
             return Err(status::invalid_argument("task_id", "must not be empty"));
         }
-        match self.handle.delete(task_id.clone()).await {
+        let lead = self.desk.lead().ok_or_else(|| self.desk.elsewhere())?;
+        match lead.handle.delete(task_id.clone()).await {
             Ok(()) => Ok(Response::new(DeleteTaskResponse {})),
             Err(DeleteError::NotFound) => Err(status::not_found("task", task_id)),
             Err(DeleteError::Live) => {
@@ -175,14 +186,19 @@ impl TaskService for Tasks {
         &self,
         request: Request<WatchWorkersRequest>,
     ) -> Result<Response<Self::WatchWorkersStream>, Status> {
+        let call = async |channel, request| client(channel).watch_workers(request).await;
+        if let Some(answer) = self.desk.ask_leader(&request, call).await {
+            return Ok(Response::new(until_drained(answer?.into_inner(), &self.drain)));
+        }
+        let Lead { handle, publisher } = self.desk.lead().ok_or_else(|| self.desk.elsewhere())?;
         let task_id = request.into_inner().task_id;
         // From before the look at the state, so that nothing falls between.
-        let events = self.publisher.watch();
-        let records = if task_id.is_empty() { self.handle.board().live() } else { vec![self.record(&task_id).await?] };
+        let events = publisher.watch();
+        let records = if task_id.is_empty() { handle.board().live() } else { vec![self.record(&task_id).await?] };
         let (sender, receiver) = mpsc::channel(AHEAD);
         let watcher = Watcher {
             task_id: Some(task_id).filter(|task_id| !task_id.is_empty()),
-            handle: self.handle.clone(),
+            handle,
             driver: Arc::clone(&self.driver),
             sender,
         };
@@ -193,9 +209,8 @@ impl TaskService for Tasks {
                 _ = watcher.run(records, events) => {}
                 () = gone.closed() => {}
                 () = drain.requested() => {
-                    let stopping = status::unavailable(std::time::Duration::from_secs(1), "the scaler is stopping");
                     // A full queue belongs to a reader that does not read.
-                    let _ = gone.try_send(Err(stopping));
+                    let _ = gone.try_send(Err(stopping()));
                 }
             }
         });
@@ -238,6 +253,32 @@ impl TaskService for Tasks {
             None => Err(status::not_found("dead letter", id)),
         }
     }
+}
+
+fn client(channel: Channel) -> TaskServiceClient<Channel> {
+    TaskServiceClient::new(channel).max_decoding_message_size(usize::MAX)
+}
+
+fn stopping() -> Status {
+    status::unavailable(std::time::Duration::from_secs(1), "the scaler is stopping")
+}
+
+/// What the leader sends, until this replica ends.
+fn until_drained(
+    stream: tonic::Streaming<WatchWorkersResponse>,
+    drain: &Drain,
+) -> BoxStream<'static, Result<WatchWorkersResponse, Status>> {
+    let end = futures::stream::once(drain.token().cancelled_owned()).map(|()| Err(stopping()));
+    // Whichever comes first: after the leader's last word nothing is waited for.
+    let told = stream.map(Some).chain(futures::stream::once(async { None }));
+    let all = futures::stream::select(told, end.map(Some));
+    let mut ended = false;
+    let until_first_end = all.take_while(move |item| {
+        let more = !ended && item.is_some();
+        ended |= item.as_ref().is_some_and(Result::is_err);
+        std::future::ready(more)
+    });
+    until_first_end.filter_map(std::future::ready).boxed()
 }
 
 fn fields(fields: BTreeMap<String, String>) -> HashMap<String, String> {

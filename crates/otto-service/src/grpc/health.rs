@@ -37,6 +37,11 @@ impl HealthReporter {
         self.set(service, false);
     }
 
+    /// Nothing is said of it any more: it is none of this server's for now.
+    pub fn forget(&self, service: &str) {
+        self.statuses.send_if_modified(|statuses| statuses.remove(service).is_some());
+    }
+
     /// A service just added serves, unless something else was said before.
     pub(super) fn add(&self, service: &str) {
         self.statuses.send_if_modified(|statuses| {

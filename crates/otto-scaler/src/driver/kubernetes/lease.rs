@@ -17,13 +17,13 @@ use kube::Api;
 use kube::api::{PostParams, WatchEvent, WatchParams};
 use otto_service::settings::parse_duration;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::election::{Election, Loss, Seen, Step, Written};
 use super::cluster::Cluster;
 use super::names::LEASE;
-use crate::leadership::{Leadership, now};
+use crate::leadership::{Leadership, Peer, now};
 
 mod election;
 
@@ -87,20 +87,11 @@ fn advertised(text: &str) -> Result<String, String> {
     }
 }
 
-/// Another scaler, or this one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Peer {
-    /// Its name in the Lease: Pod (or host) and a random part.
-    pub(crate) name: String,
-    /// `HOST:PORT` of its gRPC server, if it says so.
-    pub(crate) address: Option<String>,
-}
-
 /// How the election stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// This process leads.
-    Leading,
+    /// This process leads. Each turn of leadership has a higher number than all before it; 0: it is not known.
+    Leading { turn: u64 },
     /// It does not; who does, as far as is known.
     StandingBy(Option<Peer>),
 }
@@ -184,6 +175,7 @@ impl Elector {
     /// True: this process leads. False: it was told to drain before.
     async fn stand_by(&mut self, drain: &CancellationToken) -> anyhow::Result<bool> {
         let mut watching: Option<Watching> = None;
+        let mut began = Instant::now();
         let mut troubled = false;
         let mut known = false;
         while !drain.is_cancelled() {
@@ -194,6 +186,7 @@ impl Elector {
                             tracing::info!(namespace = self.namespace, "the Lease is seen again");
                         }
                         known = true;
+                        began = Instant::now();
                         watching = Some(events);
                     }
                     Err(error) if !known && is_refusal(&error) => {
@@ -229,7 +222,12 @@ impl Elector {
                         Some(Ok(WatchEvent::Deleted(_))) => self.saw(None),
                         Some(Ok(WatchEvent::Bookmark(_))) => {}
                         // It has ended, as watches do; or the version is too old for it (410).
-                        Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => watching = None,
+                        Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => {
+                            watching = None;
+                            if began.elapsed() < self.timing.retry {
+                                let _ = drain.run_until_cancelled(tokio::time::sleep(self.timing.retry)).await;
+                            }
+                        }
                     },
                     () = sleep_until(until) => {}
                 },
@@ -286,19 +284,21 @@ impl Elector {
     /// Tries to become the leader. True: the Lease is another than the one that was seen.
     async fn take(&mut self) -> bool {
         let (sent, result) = self.write(self.ours(), self.timing.request()).await;
-        let refused = match result {
+        match result {
             Ok(lease) => {
-                let (written, before) = (Written::Done(seen(&lease)), self.election.holder().map(str::to_owned));
+                let seen = seen(&lease);
+                // Versions of a cluster's objects only rise: https://kep.k8s.io/5504. A Lease that is deleted and made
+                // again does not begin anew.
+                let turn = seen.version.parse().unwrap_or_default();
+                tracing::info!(me = self.me.name, turn, before = self.election.holder(), "leading: the Lease is ours");
                 self.lease = Some(lease);
-                self.election.wrote(sent, written, now());
+                self.election.wrote(sent, Written::Done(seen), now());
                 self.extend();
-                tracing::info!(me = self.me.name, before, "leading: the Lease is ours");
-                self.standing.send_replace(Standing::Leading);
+                self.standing.send_replace(Standing::Leading { turn });
                 false
             }
             Err(error) => self.not_written(sent, &error, "cannot be taken"),
-        };
-        refused
+        }
     }
 
     async fn renew(&mut self) {
@@ -440,9 +440,11 @@ fn seen(lease: &Lease) -> Seen {
 
 /// The Pod's name (a Pod's host is named like it), and what tells this process from any other.
 fn identity() -> String {
+    let pod = std::env::var("POD_NAME").unwrap_or_default();
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { "unknown" } else { host.trim() };
-    format!("{host}_{}", uuid::Uuid::new_v4())
+    let name =
+        [pod.trim(), host.trim()].into_iter().find(|name| !name.is_empty() && !name.contains(char::is_whitespace));
+    format!("{}_{}", name.unwrap_or("unknown"), uuid::Uuid::new_v4())
 }
 
 /// Until a time of CLOCK_BOOTTIME; the sleep itself may last longer while the machine sleeps, which the rules notice.
