@@ -4,6 +4,7 @@
 mod entries;
 mod idle;
 mod job;
+mod kubernetes;
 mod path;
 mod report;
 mod start;
@@ -47,7 +48,9 @@ enum Bench {
     },
     /// Resident memory of silent programs.
     Idle,
-    /// All of them.
+    /// Events into Pods of a real API server, beside a client that only creates Pods.
+    Kubernetes(kubernetes::Scale),
+    /// All of them but `kubernetes`.
     All,
     #[command(hide = true)]
     Job(job::Options),
@@ -71,6 +74,7 @@ fn main() -> anyhow::Result<()> {
             Bench::Path { lines } => path::run(out, lines).await,
             Bench::Tail { rate, seconds } => tail::run(out, rate, seconds).await,
             Bench::Idle => idle::run(out).await,
+            Bench::Kubernetes(scale) => kubernetes::run(out, scale).await,
             Bench::All => {
                 start::run(out).await?;
                 path::run(out, 5_000_000).await?;

@@ -1,0 +1,299 @@
+//! Events into Pods on a real API server with nodes of kwok, beside a client that only creates Pods.
+//!
+//! Both have the same rights, the same audit log, the same wire format (JSON) and the same number of requests in flight;
+//! both are seen by the same kind of watch.
+
+mod live;
+mod pods;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::PostParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use otto_testkit::{ControlPlane, ControlPlaneOptions, Namespace, PodScaler, RedisServer};
+use redis::aio::MultiplexedConnection;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::report::Report;
+use crate::stats::{Sample, median};
+use pods::Pods;
+
+/// Single events, and single creations between them.
+const SINGLE: usize = 150;
+/// Between two of the same kind: 5 a second.
+const EVERY: Duration = Duration::from_millis(200);
+/// Creations in flight at once; also the scaler's default with this driver.
+const PARALLEL: usize = 32;
+const PAIRS: usize = 5;
+/// Patience with a burst.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Scale {
+    /// Events of a burst.
+    #[arg(long, default_value_t = 5_000)]
+    pods: usize,
+    /// Workers that live at once.
+    #[arg(long, default_value_t = 10_000)]
+    live: usize,
+}
+
+pub(crate) async fn run(out: &Path, scale: Scale) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let room = scale.pods.max(scale.live) * 4;
+    let plane =
+        ControlPlane::start(ControlPlaneOptions { nodes: 20, pods_per_node: room / 20, ..Default::default() }).await?;
+    let mut report = Report::new("kubernetes");
+    single(&plane, dir.path(), &mut report).await?;
+    burst(&plane, dir.path(), &mut report, scale.pods).await?;
+    killed(&plane, dir.path(), &mut report, scale.pods.min(1_000)).await?;
+    live::run(&plane, dir.path(), &mut report, scale.live).await?;
+    report.write(out)
+}
+
+/// A scaler that drives Pods in a namespace.
+struct Driven {
+    scaler: PodScaler,
+    /// The stream that it reads.
+    redis: MultiplexedConnection,
+    _server: RedisServer,
+}
+
+/// Starts one. `runs_for`: how long its Pods run.
+async fn scaler(namespace: &Namespace<'_>, dir: &Path, runs_for: &str, flags: &[&str]) -> anyhow::Result<Driven> {
+    let dir = dir.join(namespace.name());
+    std::fs::create_dir_all(&dir)?;
+    let server = RedisServer::start_syncing("everysec").await?;
+    let template = dir.join("template.yaml");
+    std::fs::write(&template, json!({"metadata": {"annotations": {"otto-test/runs-for": runs_for}}}).to_string())?;
+    let (url, template) = (server.url(), template.display().to_string());
+    let kubeconfig = namespace.scaler_kubeconfig(None).await?.display().to_string();
+    let mut all = vec![
+        "--redis-url",
+        &url,
+        // Nothing is there: worker events wait, as they would for a log server that is away.
+        "--log-server=http://127.0.0.1:1",
+        "--namespace",
+        namespace.name(),
+        "--agent-image=otto-worker:1",
+        "--worker-image=worker:1",
+        r#"--default-command=["true"]"#,
+        "--max-workers=100000",
+        "--pod-template",
+        &template,
+    ];
+    all.extend(flags);
+    let scaler = PodScaler::start_with_env(&dir, &all, &[("KUBECONFIG", &kubeconfig)]).await?;
+    let redis = server.connect().await?;
+    Ok(Driven { scaler, redis, _server: server })
+}
+
+/// Adds events of these tasks, one write.
+async fn add(redis: &mut MultiplexedConnection, tasks: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let mut pipe = redis::pipe();
+    for task in tasks {
+        let fields = [("type", "scale_up"), ("pod_count", "1"), ("task_id", task.as_str())];
+        pipe.cmd("XADD").arg("otto:scale:events").arg("*").arg(&fields).ignore();
+    }
+    Ok(pipe.query_async(redis).await?)
+}
+
+/// The client that only creates, with the scaler's rights.
+async fn bare_client(namespace: &Namespace<'_>) -> anyhow::Result<Api<Pod>> {
+    let file = Kubeconfig::read_from(namespace.scaler_kubeconfig(None).await?)?;
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+    Ok(Api::namespaced(Client::try_from(config)?, namespace.name()))
+}
+
+/// As small as a Pod can be.
+fn bare_pod(name: &str, runs_for: &str) -> anyhow::Result<Pod> {
+    Ok(serde_json::from_value(json!({
+        "metadata": {
+            "name": name,
+            "labels": {"ottoscaler.io/task": name},
+            "annotations": {"otto-test/runs-for": runs_for},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            "containers": [{"name": "main", "image": "worker:1", "command": ["true"]}],
+        },
+    }))?)
+}
+
+async fn single(plane: &ControlPlane, dir: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let (ours, theirs) = (plane.kwok_namespace("single").await?, plane.kwok_namespace("single-bare").await?);
+    let mut driven = scaler(&ours, dir, "1s", &[]).await?;
+    let (ours, bare) = (Pods::watch(&ours).await?, bare_client(&theirs).await?);
+    let theirs = Pods::watch(&theirs).await?;
+    let (mut events, mut creates) = (Sample::default(), Sample::default());
+    let begun = tokio::time::Instant::now();
+    for n in 0..SINGLE as u32 {
+        tokio::time::sleep_until(begun + EVERY * n).await;
+        let name = format!("single-{n}");
+        let sent = Instant::now();
+        add(&mut driven.redis, std::iter::once(name.clone())).await?;
+        events.push((ours.created(&name).await? - sent).as_secs_f64() * 1e3);
+        tokio::time::sleep_until(begun + EVERY * n + EVERY / 2).await;
+        let sent = Instant::now();
+        bare.create(&PostParams::default(), &bare_pod(&name, "1s")?).await?;
+        creates.push((theirs.created(&name).await? - sent).as_secs_f64() * 1e3);
+    }
+    let (p50, p99) = (creates.quantile(0.5), creates.quantile(0.99));
+    report.row("XADD to Pod, 5/s, p50", events.quantile(0.5), "ms", Some(format!("≤ {:.1}", p50 + 3.0)));
+    report.row("XADD to Pod, 5/s, p99", events.quantile(0.99), "ms", Some(format!("≤ {:.1}", p99 * 1.5)));
+    report.row("ceiling: bare create, p50", p50, "ms", None);
+    report.row("ceiling: bare create, p99", p99, "ms", None);
+    Ok(())
+}
+
+/// Seconds until all Pods were there, and until all had succeeded.
+type Took = (f64, f64);
+
+async fn burst(plane: &ControlPlane, dir: &Path, report: &mut Report, count: usize) -> anyhow::Result<()> {
+    let (ours, theirs) = (plane.kwok_namespace("burst").await?, plane.kwok_namespace("burst-bare").await?);
+    let mut driven = scaler(&ours, dir, "1s", &[]).await?;
+    let bare = bare_client(&theirs).await?;
+    let mut pairs: Vec<(Took, Took)> = Vec::new();
+    let mut seconds = 0.0;
+    for pair in 0..PAIRS {
+        let mut took = [(0.0, 0.0); 2];
+        // Whoever is first in one pair is second in the next.
+        for turn in [pair % 2, 1 - pair % 2] {
+            let prefix = format!("burst-{pair}");
+            took[turn] = if turn == 0 {
+                let before = driven.scaler.process.cpu_seconds()?;
+                let took = ours_at_once(&ours, &mut driven, &prefix, count).await?;
+                seconds += driven.scaler.process.cpu_seconds()? - before;
+                took
+            } else {
+                bare_at_once(&theirs, &bare, &prefix, count).await?
+            };
+        }
+        pairs.push((took[0], took[1]));
+    }
+    let of = |pick: fn(&(Took, Took)) -> f64| median(pairs.iter().map(pick).collect());
+    let name = format!("{count} events at once");
+    report.row(format!("{name}, all Pods exist"), of(|(ours, _)| ours.0), "s", None);
+    report.row(format!("{name}, all have succeeded"), of(|(ours, _)| ours.1), "s", None);
+    report.row("ceiling: bare client, all Pods exist", of(|(_, bare)| bare.0), "s", None);
+    report.row("ceiling: bare client, all have succeeded", of(|(_, bare)| bare.1), "s", None);
+    let exist = of(|(ours, bare)| ours.0 / bare.0);
+    report.row("exist, ratio to the bare client", exist, "", Some("≤ 1.2".into()));
+    let done = of(|(ours, bare)| ours.1 / bare.1);
+    report.row("have succeeded, ratio to the bare client", done, "", Some("≤ 1.15".into()));
+    let thousands = (count * PAIRS) as f64 / 1e3;
+    report.row("scaler's CPU per 1,000 Pods", seconds / thousands, "s", Some("≤ 0.8".into()));
+    let requests = requests(&ours)?;
+    let pods: usize = requests.iter().filter(|(what, _)| what.starts_with("pods")).map(|(_, n)| n).sum();
+    report.row(
+        "scaler's requests per Pod, watches apart",
+        pods as f64 / (count * PAIRS) as f64,
+        "",
+        Some("≤ 2".into()),
+    );
+    for (what, n) in requests {
+        report.row(format!("of these: {what}"), n as f64, "", None);
+    }
+    Ok(())
+}
+
+/// Requests in a namespace by what they were, watches and dry runs apart.
+fn requests(namespace: &Namespace<'_>) -> anyhow::Result<BTreeMap<String, usize>> {
+    let mut counts = BTreeMap::new();
+    for event in namespace.audit()? {
+        if event.stage == "ResponseComplete" && event.verb != "watch" && !event.request_uri.contains("dryRun") {
+            *counts.entry(format!("{} {}", event.object_ref.resource, event.verb)).or_default() += 1;
+        }
+    }
+    Ok(counts)
+}
+
+async fn ours_at_once(
+    namespace: &Namespace<'_>,
+    driven: &mut Driven,
+    prefix: &str,
+    count: usize,
+) -> anyhow::Result<Took> {
+    let pods = Pods::watch(namespace).await?;
+    let sent = Instant::now();
+    add(&mut driven.redis, (0..count).map(|n| format!("{prefix}-{n}"))).await?;
+    let took = pods.all(sent, count, LIMIT).await.context("the scaler's Pods")?;
+    pods.clear(namespace).await?;
+    Ok(took)
+}
+
+async fn bare_at_once(namespace: &Namespace<'_>, api: &Api<Pod>, prefix: &str, count: usize) -> anyhow::Result<Took> {
+    let pods = Pods::watch(namespace).await?;
+    let sent = Instant::now();
+    let creations = stream::iter(0..count).map(|n| async move {
+        let pod = bare_pod(&format!("{prefix}-{n}"), "1s")?;
+        api.create(&PostParams::default(), &pod).await?;
+        anyhow::Ok(())
+    });
+    creations.buffer_unordered(PARALLEL).try_collect::<()>().await?;
+    let took = pods.all(sent, count, LIMIT).await.context("the bare client's Pods")?;
+    pods.clear(namespace).await?;
+    Ok(took)
+}
+
+async fn killed(plane: &ControlPlane, dir: &Path, report: &mut Report, count: usize) -> anyhow::Result<()> {
+    let namespace = plane.kwok_namespace("killed").await?;
+    let mut driven = scaler(&namespace, dir, "ever", &[]).await?;
+    let pods = Pods::watch(&namespace).await?;
+    add(&mut driven.redis, (0..count).map(|n| format!("killed-{n}"))).await?;
+    pods.at_least(count * 3 / 10, LIMIT).await?;
+    driven.scaler.process.kill().await?;
+    let there = pods.count();
+    driven.scaler.restart().await?;
+    pods.at_least(count, LIMIT).await?;
+    // Everything is settled when its event is: then nothing more would come.
+    driven.settled().await?;
+    let (surplus, missing) = pods.surplus_and_missing((0..count).map(|n| format!("killed-{n}")));
+    report.row(format!("kill -9 in a burst of {count}: Pods there at the kill"), there as f64, "", None);
+    report.row("kill -9 in a burst: surplus Pods", surplus as f64, "", Some("0".into()));
+    report.row("kill -9 in a burst: events without a Pod", missing as f64, "", Some("0".into()));
+    Ok(())
+}
+
+impl Driven {
+    /// Waits until it says that it knows all workers and reads events.
+    async fn ready(&self) -> anyhow::Result<()> {
+        let address = self.scaler.admin_url().trim_start_matches("http://").to_owned();
+        let start = Instant::now();
+        loop {
+            let mut connection = TcpStream::connect(&address).await?;
+            connection.write_all(b"GET /readyz HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n").await?;
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer).await?;
+            if answer.starts_with("HTTP/1.1 200") {
+                return Ok(());
+            }
+            anyhow::ensure!(start.elapsed() < LIMIT, "the scaler does not become ready: {answer}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until no entry of the stream is pending or unread.
+    async fn settled(&mut self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let (pending,): (usize,) =
+                redis::cmd("XPENDING").arg("otto:scale:events").arg("ottoscaler").query_async(&mut self.redis).await?;
+            if pending == 0 {
+                return Ok(());
+            }
+            anyhow::ensure!(start.elapsed() < LIMIT, "{pending} events are still pending");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
