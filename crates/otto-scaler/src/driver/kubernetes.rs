@@ -3,44 +3,149 @@
 //! One Pod per (task, index, attempt), whose name is derived from these alone: creating it again answers 409, and our
 //! labels say that it is the same one. A finished Pod stays for a while, so the name is taken long after a lost answer.
 
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
 use anyhow::bail;
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::{Driver, DriverError, Launch, Observed, WorkerKey};
 use crate::leadership::Leadership;
+use crate::task::Millis;
 
+mod anchor;
+mod calls;
 mod classify;
 mod cluster;
 mod errors;
+mod events;
+mod feed;
+pub(crate) mod image;
 pub(crate) mod lease;
+mod merge;
 mod names;
 mod pause;
 mod pod;
+mod preflight;
 mod seen;
 mod settings;
+mod template;
+mod watch;
+mod workers;
 
 pub(crate) use cluster::Cluster;
-pub(crate) use settings::{Options, Settings};
+pub(crate) use settings::{Options, Settings, resource_classes};
+
+use anchor::Anchor;
+use pod::PodMaker;
+use preflight::Checked;
+use workers::Workers;
+
+/// A list waits so long for the first look at the cluster before it fails. Short: whoever ends waits for it.
+const LIST_WAITS: Duration = Duration::from_secs(1);
+
+/// The start waits so long for an answer about the Pod template.
+const FIRST_CHECK: Duration = Duration::from_secs(5);
+
+/// Whether all workers that exist are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Synced {
+    /// And why not.
+    No(String),
+    Yes,
+}
+
+/// What all parts of the driver share.
+#[derive(Debug)]
+struct Shared {
+    cluster: Cluster,
+    leadership: Leadership,
+    maker: PodMaker,
+    anchor: Anchor,
+    workers: Workers,
+    synced: channel::Sender<Synced>,
+    checked: channel::Sender<Checked>,
+    /// Requests under way at once, creations and watches apart.
+    calls: Semaphore,
+    /// Milliseconds.
+    drain_limit: Millis,
+    watched: OnceLock<()>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Shared {
+    fn is_synced(&self) -> bool {
+        *self.synced.borrow() == Synced::Yes
+    }
+
+    async fn list(&self) -> anyhow::Result<Vec<Observed>> {
+        let mut synced = self.synced.subscribe();
+        let known = synced.wait_for(|synced| *synced == Synced::Yes);
+        let waited = tokio::time::timeout(LIST_WAITS, known).await.is_ok_and(|known| known.is_ok());
+        if !waited && let Synced::No(why) = &*self.synced.borrow() {
+            bail!("{why}");
+        }
+        Ok(self.workers.all())
+    }
+}
 
 /// The driver `kubernetes`.
 #[derive(Debug)]
-pub(crate) struct KubernetesDriver {}
+pub(crate) struct KubernetesDriver {
+    shared: Arc<Shared>,
+}
 
 impl KubernetesDriver {
-    /// Connects, makes sure of the anchor, and checks the Pod template by a dry run. `stop` ends the watch.
+    /// Begins to follow the cluster's workers; that goes on, and says why if it cannot, until `stop`. An API server that is
+    /// away is no error: it is waited for.
     ///
     /// # Errors
-    /// Names the setting at fault, or what the API server refused and the permission that is missing.
+    /// Names the setting at fault.
     pub(crate) async fn open(
-        _cluster: Cluster,
-        _options: Options,
-        _leadership: Leadership,
-        _stop: CancellationToken,
+        cluster: Cluster,
+        options: Options,
+        leadership: Leadership,
+        stop: CancellationToken,
     ) -> anyhow::Result<Self> {
-        bail!("--driver kubernetes: not in this build yet; accepted: process")
+        let maker = PodMaker::open(&options, cluster.namespace())?;
+        let calls = options.settings.max_api_calls;
+        anyhow::ensure!(calls > 0, "--max-api-calls: accepted: 1 or more");
+        let waiting = format!("the API server {} has not told yet which workers exist", cluster.url());
+        let shared = Arc::new(Shared {
+            cluster,
+            leadership,
+            maker,
+            anchor: Anchor::new(),
+            workers: Workers::default(),
+            synced: channel::Sender::new(Synced::No(waiting.clone())),
+            checked: channel::Sender::new(Checked::NotYet(waiting)),
+            calls: Semaphore::new(calls.min(Semaphore::MAX_PERMITS)),
+            drain_limit: crate::config::millis(options.drain_limit),
+            watched: OnceLock::new(),
+            stop: stop.clone(),
+            tracker: TaskTracker::new(),
+        });
+        // A template that is wrong is told at once, if the server is there to say so.
+        match tokio::time::timeout(FIRST_CHECK, preflight::once(&shared)).await {
+            Ok(Checked::Refused(error)) => bail!(error),
+            Ok(Checked::Good) => {
+                shared.checked.send_replace(Checked::Good);
+            }
+            Ok(Checked::NotYet(_)) | Err(_) => {}
+        }
+        shared.tracker.spawn(watch::run(Arc::clone(&shared), stop));
+        Ok(Self { shared })
     }
+}
+
+/// Milliseconds since the Unix epoch.
+fn now() -> Millis {
+    jiff::Timestamp::now().as_millisecond()
 }
 
 impl Driver for KubernetesDriver {
@@ -53,26 +158,36 @@ impl Driver for KubernetesDriver {
     }
 
     fn list(&self) -> BoxFuture<'_, anyhow::Result<Vec<Observed>>> {
-        Box::pin(async { bail!("not in this build yet") })
+        self.shared.list().boxed()
     }
 
-    fn create(&self, _launch: Launch) -> BoxFuture<'_, Result<(), DriverError>> {
-        Box::pin(std::future::pending())
+    fn create(&self, launch: Launch) -> BoxFuture<'_, Result<(), DriverError>> {
+        async move { self.shared.create(&launch).await }.boxed()
     }
 
-    fn stop<'a>(&'a self, _key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>> {
-        Box::pin(async { bail!("not in this build yet") })
+    fn stop<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>> {
+        self.shared.stop(key).boxed()
     }
 
-    fn remove<'a>(&'a self, _key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>> {
-        Box::pin(async { bail!("not in this build yet") })
+    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>> {
+        self.shared.remove(key, now()).boxed()
     }
 
-    fn watch(&self, _changes: mpsc::Sender<Observed>) -> anyhow::Result<()> {
-        bail!("not in this build yet")
+    fn watch(&self, changes: mpsc::Sender<Observed>) -> anyhow::Result<()> {
+        let shared = &self.shared;
+        if shared.watched.set(()).is_err() {
+            bail!("the Kubernetes driver is watched already");
+        }
+        shared.workers.tell();
+        shared.tracker.spawn(watch::tell(Arc::clone(shared), changes, shared.stop.clone()));
+        Ok(())
     }
 
     fn closed(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
+        async {
+            self.shared.tracker.close();
+            self.shared.tracker.wait().await;
+        }
+        .boxed()
     }
 }

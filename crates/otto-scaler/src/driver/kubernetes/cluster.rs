@@ -63,7 +63,7 @@ impl Cluster {
     /// # Errors
     /// If there is no usable configuration; names what was looked at.
     pub(crate) async fn connect(settings: &Settings) -> anyhow::Result<Self> {
-        let mut config = if std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()) {
+        let config = if std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()) {
             let config = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
             config.context("the kubeconfig named by KUBECONFIG cannot be used")?
         } else {
@@ -72,6 +72,14 @@ impl Cluster {
                 "--driver kubernetes: there is neither a kubeconfig (KUBECONFIG, ~/.kube/config) nor the service account of a Pod",
             )?
         };
+        Self::of(config, settings)
+    }
+
+    /// By a configuration.
+    ///
+    /// # Errors
+    /// Names the setting at fault, or what the configuration refers to.
+    pub(super) fn of(mut config: Config, settings: &Settings) -> anyhow::Result<Self> {
         if let Some(namespace) = &settings.namespace {
             anyhow::ensure!(
                 is_label(namespace),
@@ -106,15 +114,16 @@ impl Cluster {
         format!("/api/v1/namespaces/{}/{rest}", self.namespace)
     }
 
-    /// Waits while the server wants to be left alone.
-    pub(super) async fn unpaused(&self) {
-        self.pause.over().await;
-    }
-
     /// Asks for something that changes nothing.
     pub(super) async fn read(&self, request: http::request::Builder) -> Result<Answer, Failure> {
         self.pause.over().await;
         self.send(request, Vec::new(), ANSWER_TIMEOUT).await
+    }
+
+    /// Tries what would change something, but does not (`dryRun=All`).
+    pub(super) async fn dry_run(&self, request: http::request::Builder, body: Vec<u8>) -> Result<Answer, Failure> {
+        self.pause.over().await;
+        self.send(request, body, ANSWER_TIMEOUT).await
     }
 
     /// Sends what changes something, if this process may: the answer is waited for no longer than it surely may.

@@ -6,8 +6,14 @@ use std::time::Duration;
 use http::StatusCode;
 use kube::core::Status;
 
+use crate::task::{Class, Outcome};
+
 /// Text of an answer that is no Status is cut here, in bytes.
 const LONGEST_TEXT: usize = 300;
+/// What an operator has to repair is asked for again after this.
+const REPAIR: Duration = Duration::from_secs(10);
+/// What passes by itself is asked for again after this, unless the server says.
+const PASSING: Duration = Duration::from_secs(3);
 
 /// Why a request has no good answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -58,7 +64,6 @@ impl Failure {
             kube::Error::Service(error) => error
                 .downcast_ref::<hyper_util::client::legacy::Error>()
                 .is_some_and(hyper_util::client::legacy::Error::is_connect),
-            kube::Error::HyperError(_) => false,
             // Made before anything is sent.
             kube::Error::Auth(_) | kube::Error::BuildRequest(_) | kube::Error::HttpError(_) => true,
             _ => false,
@@ -86,6 +91,19 @@ impl Failure {
             _ => None,
         }
     }
+
+    /// There is no such object: not that the namespace is missing.
+    pub(super) fn is_not_found(&self) -> bool {
+        self.code() == Some(404)
+    }
+
+    /// The resource version is too old to go on from (410).
+    pub(super) fn is_expired(&self) -> bool {
+        match self {
+            Self::Answer { status, .. } => status.code == 410 || matches!(&*status.reason, "Expired" | "Gone"),
+            _ => false,
+        }
+    }
 }
 
 /// An error with its causes. What an outer one repeats of its cause is said once.
@@ -102,3 +120,129 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
     }
     text
 }
+
+/// Where and what was asked: for sentences.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    /// `create`, `delete`, `get`, `list`, `watch`.
+    pub(super) verb: &'static str,
+    /// `pods`, `configmaps`, `events`.
+    pub(super) resource: &'static str,
+    pub(super) namespace: &'a str,
+    /// Of the API server.
+    pub(super) url: &'a str,
+}
+
+/// What went wrong, as a sentence that says what can be done about it.
+pub(super) fn explain(failure: &Failure, asked: Asked<'_>) -> String {
+    let Asked { verb, resource, namespace, url } = asked;
+    match failure {
+        Failure::Answer { status, .. } => {
+            let message = said(status);
+            match status.code {
+                401 => format!(
+                    "the API server {url} does not accept the scaler's credentials: {message}; check the kubeconfig or the service account"
+                ),
+                403 if is_permission(status) => format!(
+                    "the scaler may not {verb} {resource} in the namespace {namespace}: grant it the verb {verb} on {resource} \
+                     (k8s/base has the Role): {message}"
+                ),
+                404 if is_namespace(status, namespace) => {
+                    format!("there is no namespace {namespace} (--namespace): {message}")
+                }
+                _ => message,
+            }
+        }
+        Failure::Unsent(message) => format!("the API server {url} cannot be reached: {message}"),
+        Failure::Lost(message) => format!("the API server {url} did not answer: {message}"),
+        Failure::NotLeader => failure.to_string(),
+    }
+}
+
+/// RBAC (or another authorizer) said no, and not an admission plugin.
+/// `pods is forbidden: User "x" cannot create resource "pods" in API group "" in the namespace "y"`
+fn is_permission(status: &Status) -> bool {
+    status.message.contains("\" cannot ") && status.message.contains("resource \"")
+}
+
+fn is_namespace(status: &Status, namespace: &str) -> bool {
+    let named = status.details.as_ref().is_some_and(|details| details.kind == "namespaces");
+    named || status.message.starts_with(&format!("namespaces \"{namespace}\" not found"))
+}
+
+/// What a failed creation of a Pod means.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Meaning {
+    /// Something of that name is there.
+    Exists,
+    /// Never, as it is.
+    Refused(Outcome),
+    /// Certainly not created; the next try is not at once.
+    Later { class: Class, wait: Duration, message: String },
+    /// Certainly not created; what kept it is gone in a moment.
+    Again(String),
+    /// Nobody knows.
+    Unclear(String),
+    /// This process may not create.
+    NotLeader,
+}
+
+/// Reads the answer to a POST of a Pod.
+///
+/// Reasons and texts are those of kube-apiserver: `staging/src/k8s.io/apiserver/pkg/admission` (quota, webhooks, Pod
+/// Security), `pkg/registry/core/pod`, and `staging/src/k8s.io/apimachinery/pkg/api/errors`.
+pub(super) fn of_creation(failure: &Failure, namespace: &str, url: &str) -> Meaning {
+    let asked = Asked { verb: "create", resource: "pods", namespace, url };
+    let sentence = || explain(failure, asked);
+    let (status, retry_after) = match failure {
+        Failure::Answer { status, retry_after } => (status, *retry_after),
+        Failure::Unsent(_) => return Meaning::Again(sentence()),
+        Failure::Lost(_) => return Meaning::Unclear(sentence()),
+        Failure::NotLeader => return Meaning::NotLeader,
+    };
+    let text = status.message.as_str();
+    let refused = |class| {
+        Meaning::Refused(Outcome {
+            class,
+            exit_code: None,
+            signal: None,
+            message: format!("the Pod was refused: {}", said(status)),
+        })
+    };
+    let later = |class, wait| Meaning::Later { class, wait: retry_after.unwrap_or(wait), message: sentence() };
+
+    // A webhook chooses the code of its answer.
+    if text.contains("denied the request") || text.contains("denied request:") {
+        return refused(Class::Admission);
+    }
+    if text.contains("failed calling webhook") || text.contains("failed to call webhook") {
+        return later(Class::Admission, REPAIR);
+    }
+    match status.code {
+        409 if status.reason == "AlreadyExists" => Meaning::Exists,
+        // Quotas are counted with optimistic locking.
+        409 => Meaning::Again(sentence()),
+        400 | 413 | 422 => refused(Class::Config),
+        _ if text.contains("request is too large") => refused(Class::Config),
+        401 => later(Class::Infrastructure, REPAIR),
+        403 if text.contains("exceeded quota") => later(Class::Quota, PASSING),
+        403 if text.contains("failed quota") => refused(Class::Quota),
+        403 if is_permission(status) => later(Class::Infrastructure, REPAIR),
+        // A namespace's default service account is made a moment after the namespace.
+        403 if text.contains("error looking up service account") => later(Class::Config, REPAIR),
+        403 if text.contains("is being terminated") || text.contains("not yet ready to handle request") => {
+            later(Class::Infrastructure, REPAIR)
+        }
+        403 if text.contains("PriorityClass") => refused(Class::Config),
+        403 => refused(Class::Admission),
+        404 => later(Class::Infrastructure, REPAIR),
+        429 => Meaning::Again(sentence()),
+        // 500, 503, 504 and whatever proxies say: it may have been done before something failed.
+        408 | 500.. => Meaning::Unclear(sentence()),
+        // Nothing that an API server says: something else is in its place.
+        _ => later(Class::Infrastructure, REPAIR),
+    }
+}
+
+#[cfg(test)]
+mod tests;

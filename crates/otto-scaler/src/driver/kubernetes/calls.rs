@@ -1,0 +1,262 @@
+//! Creating, stopping and removing Pods.
+//!
+//! A creation ends when it is certain what came of it. While it is not, the same Pod is asked for again: its name makes
+//! it the same one.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail};
+use http::Request;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use otto_service::client::Backoff;
+
+use super::Shared;
+use super::errors::{Asked, Failure, Meaning, explain, of_creation};
+use super::pod::key_of;
+use super::preflight::Checked;
+use super::seen::SeenPod;
+use super::workers::Making;
+use crate::driver::{DriverError, Launch, WorkerKey, name};
+use crate::task::{Class, Millis, Outcome};
+
+/// Answers without what nobody reads. The full form for servers that do not know it.
+pub(super) const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+/// What is certainly not created, for a reason that passes in a moment, is tried for so long before others go first.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// It comes again after this.
+const BUSY: Duration = Duration::from_secs(1);
+/// Between two lines of the log about a creation whose outcome is not known.
+const TOLD_EVERY: Duration = Duration::from_secs(15);
+
+/// Whose a Pod is.
+enum Whose {
+    Ours {
+        uid: Box<str>,
+    },
+    /// What is known of it.
+    Foreign(String),
+    Nobodys,
+}
+
+/// A creation under way.
+struct Creation<'a> {
+    launch: &'a Launch,
+    name: String,
+    making: Making<'a>,
+    began: Instant,
+    told: Instant,
+    /// One of the requests may have created it.
+    unclear: bool,
+    backoff: Backoff,
+}
+
+/// How a try ended that did not end the creation.
+enum Step {
+    Done(Result<(), DriverError>),
+    /// After a pause; and why.
+    Again(String),
+    NotLeader,
+}
+
+impl Shared {
+    /// See [`crate::driver::Driver::create`]. Never ends when this process is not the leader any more: then nobody may
+    /// conclude anything from what it says.
+    pub(super) async fn create(&self, launch: &Launch) -> Result<(), DriverError> {
+        let Some(making) = self.workers.make(&launch.key) else { return Ok(()) };
+        match &*self.checked.borrow() {
+            Checked::Good => {}
+            Checked::NotYet(why) => return Err(busy(Class::Infrastructure, BUSY, why.clone())),
+            Checked::Refused(why) => return Err(busy(Class::Config, BUSY * 10, why.clone())),
+        }
+        let now = Instant::now();
+        let mut creation = Creation {
+            launch,
+            name: name::worker_name(&launch.key),
+            making,
+            began: now,
+            told: now,
+            unclear: false,
+            backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(3)),
+        };
+        loop {
+            let why = match self.try_to_create(&mut creation).await {
+                Step::Done(result) => return result,
+                Step::Again(why) => why,
+                Step::NotLeader => {
+                    if self.leadership.left().is_none() {
+                        tracing::warn!(
+                            worker = creation.name,
+                            "a creation is given up: this scaler is not the leader any more"
+                        );
+                        return std::future::pending().await;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+            };
+            if creation.told.elapsed() > TOLD_EVERY {
+                creation.told = Instant::now();
+                tracing::warn!(
+                    worker = creation.name,
+                    error = why,
+                    seconds = creation.began.elapsed().as_secs(),
+                    "nobody knows whether a Pod was created; asking again"
+                );
+            }
+            tokio::time::sleep(creation.backoff.next()).await;
+        }
+    }
+
+    async fn try_to_create(&self, creation: &mut Creation<'_>) -> Step {
+        let anchor = match self.anchor.uid(&self.cluster, &self.leadership).await {
+            Ok(anchor) => anchor,
+            Err((_, Failure::NotLeader)) => return Step::NotLeader,
+            Err((message, _)) if creation.unclear => return Step::Again(message),
+            Err((message, _)) => return Step::Done(Err(busy(Class::Infrastructure, BUSY, message))),
+        };
+        let body = match self.maker.make(creation.launch, &anchor) {
+            Ok(body) => body,
+            Err(outcome) => return Step::Done(Err(DriverError::Refused(outcome))),
+        };
+        let request = Request::post(self.cluster.path("pods"))
+            .header(ACCEPT, METADATA_ONLY)
+            .header(CONTENT_TYPE, "application/json");
+        let failure = match self.cluster.write(request, body, &self.leadership).await {
+            Ok(_) => return Step::Done(Ok(())),
+            Err(failure) => failure,
+        };
+        if creation.making.is_seen() {
+            // The answer was lost, the Pod was not.
+            return Step::Done(Ok(()));
+        }
+        let meaning = of_creation(&failure, self.cluster.namespace(), self.cluster.url());
+        match meaning {
+            Meaning::Exists => self.exists(creation).await,
+            Meaning::NotLeader => Step::NotLeader,
+            Meaning::Unclear(why) => {
+                creation.unclear = true;
+                Step::Again(why)
+            }
+            Meaning::Again(why) if creation.unclear || creation.began.elapsed() < PATIENCE => Step::Again(why),
+            Meaning::Again(why) => Step::Done(Err(busy(Class::Infrastructure, BUSY, why))),
+            Meaning::Later { class, wait, message } => self.settled(creation, busy(class, wait, message)).await,
+            Meaning::Refused(outcome) => self.settled(creation, DriverError::Refused(outcome)).await,
+        }
+    }
+
+    /// The server would not create it now. It may have done so before.
+    async fn settled(&self, creation: &Creation<'_>, verdict: DriverError) -> Step {
+        if !creation.unclear {
+            return Step::Done(Err(verdict));
+        }
+        match self.whose(&creation.launch.key, &creation.name).await {
+            Ok(Whose::Ours { .. }) => Step::Done(Ok(())),
+            Ok(Whose::Foreign(_) | Whose::Nobodys) => Step::Done(Err(verdict)),
+            Err(failure) => Step::Again(failure.to_string()),
+        }
+    }
+
+    /// There is a Pod of that name.
+    async fn exists(&self, creation: &Creation<'_>) -> Step {
+        let namespace = self.cluster.namespace();
+        let name = &creation.name;
+        let refused = |class, message| {
+            Step::Done(Err(DriverError::Refused(Outcome { class, exit_code: None, signal: None, message })))
+        };
+        match self.whose(&creation.launch.key, name).await {
+            Ok(Whose::Ours { .. }) => Step::Done(Ok(())),
+            Ok(Whose::Foreign(what)) => refused(
+                Class::Config,
+                format!(
+                    "the name {name} is taken in the namespace {namespace} by a Pod that is not this worker's ({what}): delete that \
+                     Pod, or choose another task id"
+                ),
+            ),
+            // It may have been this worker's, and its job may have begun.
+            Ok(Whose::Nobodys) => refused(
+                Class::Infrastructure,
+                format!(
+                    "a Pod named {name} was there and was deleted while the scaler looked; nobody knows what it did"
+                ),
+            ),
+            Err(failure) => Step::Again(failure.to_string()),
+        }
+    }
+
+    async fn whose(&self, key: &WorkerKey, name: &str) -> Result<Whose, Failure> {
+        let request = Request::get(self.cluster.path(&format!("pods/{name}"))).header(ACCEPT, METADATA_ONLY);
+        let _turn = self.calls.acquire().await;
+        let answer = match self.cluster.read(request).await {
+            Ok(answer) => answer,
+            Err(failure) if failure.is_not_found() => return Ok(Whose::Nobodys),
+            Err(failure) => return Err(failure),
+        };
+        let pod = serde_json::from_slice::<SeenPod>(&answer.body)
+            .map_err(|error| Failure::Lost(format!("the Pod {name} cannot be read: {error}")))?;
+        let found = key_of(&pod.metadata);
+        Ok(match (pod.metadata.uid, found) {
+            (Some(uid), Some(found)) if found == *key => Whose::Ours { uid: uid.into() },
+            (_, Some(found)) => {
+                Whose::Foreign(format!("task `{}`, index {}, attempt {}", found.task_id, found.index, found.attempt))
+            }
+            (_, None) => Whose::Foreign("it does not have our labels".to_owned()),
+        })
+    }
+
+    /// See [`crate::driver::Driver::stop`]: the kubelet sends SIGTERM, and SIGKILL after the Pod's grace period.
+    pub(super) async fn stop(&self, key: &WorkerKey) -> anyhow::Result<()> {
+        let name = name::worker_name(key);
+        let uid = match self.workers.find(key) {
+            Some(found) => found.uid,
+            None => match self.whose(key, &name).await {
+                Ok(Whose::Ours { uid }) => uid,
+                Ok(Whose::Foreign(_) | Whose::Nobodys) => return Ok(()),
+                Err(failure) => bail!(self.sentence(&failure, "get")),
+            },
+        };
+        self.delete(&name, &uid).await
+    }
+
+    /// See [`crate::driver::Driver::remove`].
+    pub(super) async fn remove(&self, key: &WorkerKey, now: Millis) -> anyhow::Result<()> {
+        let name = name::worker_name(key);
+        let Some(found) = self.workers.find(key) else {
+            // Once all are known, it is gone.
+            anyhow::ensure!(self.is_synced(), "the workers are not known yet");
+            return Ok(());
+        };
+        let Some(ended_at) = found.ended_at else { bail!("{name} has not ended") };
+        if !found.drained && now.saturating_sub(ended_at) < self.drain_limit {
+            bail!("the output of {name} is not delivered yet");
+        }
+        self.delete(&name, &found.uid).await
+    }
+
+    async fn delete(&self, name: &str, uid: &str) -> anyhow::Result<()> {
+        let options = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": { "uid": uid },
+        });
+        let request = Request::delete(self.cluster.path(&format!("pods/{name}")))
+            .header(ACCEPT, METADATA_ONLY)
+            .header(CONTENT_TYPE, "application/json");
+        let _turn = self.calls.acquire().await;
+        match self.cluster.write(request, options.to_string().into_bytes(), &self.leadership).await {
+            Ok(_) => Ok(()),
+            // Gone; or another one has the name now.
+            Err(failure) if matches!(failure.code(), Some(404 | 409)) => Ok(()),
+            Err(failure) => Err(anyhow!(self.sentence(&failure, "delete"))),
+        }
+    }
+
+    fn sentence(&self, failure: &Failure, verb: &'static str) -> String {
+        let (namespace, url) = (self.cluster.namespace(), self.cluster.url());
+        explain(failure, Asked { verb, resource: "pods", namespace, url })
+    }
+}
+
+fn busy(class: Class, wait: Duration, message: String) -> DriverError {
+    let retry_after = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+    DriverError::Busy { class, retry_after, message }
+}

@@ -1,0 +1,137 @@
+//! What the cluster's Events say of a Pod whose status says nothing: a volume that cannot be mounted, a network that
+//! cannot be set up. The kubelet tells these nowhere else.
+
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use super::Shared;
+use super::cluster::get;
+use super::errors::{Asked, Failure, explain};
+use crate::driver::{Waiting, WorkerKey};
+use crate::task::{Class, Outcome};
+
+/// Between two looks for Pods that say nothing.
+const EVERY: Duration = Duration::from_secs(2);
+/// Events read of one Pod.
+const MOST: usize = 100;
+
+#[derive(Debug, Default, Deserialize)]
+struct Events {
+    #[serde(default)]
+    items: Vec<KubernetesEvent>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KubernetesEvent {
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
+    #[serde(default, rename = "type")]
+    kind: String,
+    last_timestamp: Option<String>,
+    event_time: Option<String>,
+}
+
+impl KubernetesEvent {
+    /// RFC 3339 in UTC: compared as text.
+    fn at(&self) -> &str {
+        self.last_timestamp.as_deref().or(self.event_time.as_deref()).unwrap_or_default()
+    }
+
+    /// Reasons: `pkg/kubelet/events/event.go` and the attach/detach controller of Kubernetes.
+    fn class(&self) -> Option<Class> {
+        match &*self.reason {
+            "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" | "VolumeResizeFailed" => Some(Class::Volume),
+            "FailedCreatePodSandBox" | "FailedPodSandBoxStatus" | "NetworkNotReady" | "FailedCreatePodContainer" => {
+                Some(Class::Infrastructure)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The newest trouble.
+fn why(events: &Events) -> Option<Waiting> {
+    let troubles = events.items.iter().filter(|event| event.kind != "Normal");
+    let (event, class) =
+        troubles.filter_map(|event| Some((event, event.class()?))).max_by(|(a, _), (b, _)| a.at().cmp(b.at()))?;
+    let message = format!("{}: {}", event.reason, event.message.trim());
+    Some(Waiting { outcome: Outcome { class, exit_code: None, signal: None, message }, hopeless: false, usual: false })
+}
+
+/// Looks into one silent Pod after the other.
+pub(super) async fn run(shared: &Shared) {
+    let mut refused = false;
+    loop {
+        tokio::time::sleep(EVERY).await;
+        // A standby has nobody to tell.
+        if shared.leadership.left().is_none() {
+            continue;
+        }
+        let Some((key, uid)) = shared.workers.quiet(Instant::now()) else { continue };
+        match look(shared, &key, &uid).await {
+            Ok(()) => refused = false,
+            Err(failure) => {
+                let cluster = &shared.cluster;
+                let asked =
+                    Asked { verb: "list", resource: "events", namespace: cluster.namespace(), url: cluster.url() };
+                let error = explain(&failure, asked);
+                if !std::mem::replace(&mut refused, true) {
+                    tracing::warn!(error, "why a Pod does not start cannot be looked up");
+                }
+            }
+        }
+    }
+}
+
+async fn look(shared: &Shared, key: &WorkerKey, uid: &str) -> Result<(), Failure> {
+    let path = shared.cluster.path(&format!("events?fieldSelector=involvedObject.uid%3D{uid}&limit={MOST}"));
+    let _turn = shared.calls.acquire().await;
+    let answer = shared.cluster.read(get(&path)).await?;
+    let events = serde_json::from_slice::<Events>(&answer.body)
+        .map_err(|error| Failure::Lost(format!("a list of events cannot be read: {error}")))?;
+    shared.workers.explain(key, uid, why(&events));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Option<Waiting> {
+        why(&serde_json::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn the_newest_trouble_is_told() {
+        let found = read(
+            r#"{"kind":"EventList","metadata":{},"items":[
+              {"type":"Normal","reason":"Scheduled","message":"assigned","lastTimestamp":"2026-11-21T10:00:09Z"},
+              {"type":"Warning","reason":"FailedMount","message":" secret \"x\" not found\n","lastTimestamp":"2026-11-21T10:00:07Z"},
+              {"type":"Warning","reason":"FailedCreatePodSandBox","message":"no IP","lastTimestamp":"2026-11-21T10:00:01Z"},
+              {"type":"Warning","reason":"Unheard","message":"of","lastTimestamp":"2026-11-21T10:00:08Z","eventTime":null}]}"#,
+        )
+        .unwrap();
+        assert_eq!(found.outcome.class, Class::Volume);
+        assert_eq!(found.outcome.message, "FailedMount: secret \"x\" not found");
+        assert!(!found.hopeless);
+    }
+
+    #[test]
+    fn a_network_that_is_not_there_is_the_clusters_fault() {
+        let found = read(
+            r#"{"items":[{"type":"Warning","reason":"FailedCreatePodSandBox","message":"no IP","eventTime":"2026-11-21T10:00:01.5Z"}]}"#,
+        );
+        assert_eq!(found.unwrap().outcome.class, Class::Infrastructure);
+    }
+
+    #[test]
+    fn nothing_is_made_up() {
+        assert_eq!(read(r#"{"items":[]}"#), None);
+        assert_eq!(read(r#"{}"#), None);
+        assert_eq!(read(r#"{"items":[{"reason":"Pulling","type":"Normal"}]}"#), None);
+    }
+}

@@ -1,0 +1,89 @@
+//! Whether the cluster takes our Pods: asked when the scaler starts, by a dry run of one Pod per resource class
+//! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#dry-run>).
+//!
+//! A template that the cluster refuses ends the program at once. What is not the template's fault is waited for, and
+//! nothing is created meanwhile.
+
+use std::time::Duration;
+
+use http::Request;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use otto_service::client::Backoff;
+
+use super::Shared;
+use super::calls::METADATA_ONLY;
+use super::errors::{Asked, Failure, Meaning, explain, of_creation};
+use super::pod::Trial;
+
+/// What is known of the Pod template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    /// And why not.
+    NotYet(String),
+    /// The cluster takes its Pods.
+    Good,
+    /// It does not.
+    Refused(String),
+}
+
+/// Tries until the cluster has said yes or no.
+pub(super) async fn run(shared: &Shared) {
+    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+    let mut told = String::new();
+    loop {
+        let checked = once(shared).await;
+        shared.checked.send_replace(checked.clone());
+        match checked {
+            Checked::Good => return,
+            Checked::Refused(error) => {
+                return tracing::error!(error, "no worker can be created until this is repaired");
+            }
+            Checked::NotYet(why) if why != told => {
+                tracing::error!(error = why, "the Pod template cannot be checked; no worker is created until it is");
+                told = why;
+            }
+            Checked::NotYet(_) => {}
+        }
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+/// Tries one Pod of each class.
+pub(super) async fn once(shared: &Shared) -> Checked {
+    let trials = match shared.maker.trials() {
+        Ok(trials) => trials,
+        Err(error) => return Checked::Refused(format!("{error:#}")),
+    };
+    for trial in trials {
+        match one(shared, &trial).await {
+            Checked::Good => {}
+            other => return other,
+        }
+    }
+    Checked::Good
+}
+
+async fn one(shared: &Shared, trial: &Trial) -> Checked {
+    let cluster = &shared.cluster;
+    let request = Request::post(cluster.path("pods?dryRun=All&fieldValidation=Strict"))
+        .header(ACCEPT, METADATA_ONLY)
+        .header(CONTENT_TYPE, "application/json");
+    let Err(failure) = cluster.dry_run(request, trial.pod.clone()).await else { return Checked::Good };
+    if let Failure::Answer { status, .. } = &failure {
+        let message = status.message.as_str();
+        // Not about the Pod: there is no room for it now, or somebody's webhook takes part in no dry runs.
+        if message.contains("exceeded quota") || status.code == 409 {
+            return Checked::Good;
+        }
+        if message.contains("does not support dry run") {
+            tracing::warn!(error = message, "the Pod template cannot be checked in full");
+            return Checked::Good;
+        }
+        let refused = matches!(of_creation(&failure, cluster.namespace(), cluster.url()), Meaning::Refused(_));
+        if refused && let Some(error) = shared.maker.refusal(trial, status) {
+            return Checked::Refused(format!("{error:#}"));
+        }
+    }
+    let asked = Asked { verb: "create", resource: "pods", namespace: cluster.namespace(), url: cluster.url() };
+    Checked::NotYet(explain(&failure, asked))
+}

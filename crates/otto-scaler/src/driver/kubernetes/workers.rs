@@ -1,0 +1,335 @@
+//! The workers whose Pods exist, as the watch shows them; and what of it is still to be told.
+//!
+//! What is to be told is kept per worker: a reader that is slow gets the newest state, never loses the last one, and
+//! holds up nobody.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::classify::{Life, classify};
+use super::pod::key_of;
+use super::seen::SeenPod;
+use crate::driver::{Observed, State, Waiting, WorkerKey, name};
+use crate::task::Millis;
+
+/// A Pod that says nothing about why its job does not begin is looked into after this.
+const QUIET: Duration = Duration::from_secs(20);
+/// And again after this, twice this, and so on.
+const QUIET_AGAIN: Duration = Duration::from_secs(60);
+/// At the longest.
+const QUIET_LONGEST: Duration = Duration::from_secs(600);
+
+/// A Pod of ours.
+#[derive(Debug)]
+struct Known {
+    uid: Box<str>,
+    life: Life,
+    created_at: Millis,
+    node_name: Box<str>,
+    /// Created, without a word about what it waits for.
+    quiet: Option<Quiet>,
+}
+
+#[derive(Debug)]
+struct Quiet {
+    look_at: Instant,
+    looks: u32,
+    /// What was found out.
+    why: Option<Waiting>,
+}
+
+impl Known {
+    fn observed(&self, key: &WorkerKey) -> Observed {
+        let state = match (&self.life.state, self.quiet.as_ref().and_then(|quiet| quiet.why.as_ref())) {
+            (state, Some(why)) if says_nothing(state) => State::Created { waiting: Some(why.clone()) },
+            (state, _) => state.clone(),
+        };
+        Observed {
+            key: key.clone(),
+            name: name::worker_name(key),
+            state,
+            created_at: self.created_at,
+            started_at: self.life.started_at,
+            node_name: self.node_name.to_string(),
+        }
+    }
+}
+
+/// The job has not begun, and nothing but what is usual is said about why.
+fn says_nothing(state: &State) -> bool {
+    matches!(state, State::Created { waiting } if waiting.as_ref().is_none_or(|waiting| waiting.usual))
+}
+
+/// What is to be told of a worker: first how it is, then that it is gone.
+#[derive(Debug, Default)]
+struct News {
+    seen: Option<Observed>,
+    gone: Option<Observed>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    known: HashMap<WorkerKey, Known>,
+    /// Those which a list under way has shown. `None`: there is none.
+    listing: Option<HashSet<WorkerKey>>,
+    /// Being created by this process; whether the watch has shown it since.
+    making: HashMap<WorkerKey, bool>,
+    /// Somebody wants to be told.
+    told: bool,
+    queue: VecDeque<WorkerKey>,
+    news: HashMap<WorkerKey, News>,
+}
+
+/// What is needed to delete a Pod.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) uid: Box<str>,
+    /// When the job ended, if it did.
+    pub(super) ended_at: Option<Millis>,
+    /// The agent is through with the log.
+    pub(super) drained: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Workers {
+    inner: Mutex<Inner>,
+    news: Notify,
+}
+
+impl Workers {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A list begins.
+    pub(super) fn listing(&self) {
+        self.inner().listing = Some(HashSet::new());
+    }
+
+    /// A list is complete: what it did not show is gone.
+    pub(super) fn synced(&self) -> usize {
+        let mut guard = self.inner();
+        let inner = &mut *guard;
+        if let Some(listed) = inner.listing.take() {
+            let gone: Vec<WorkerKey> = inner.known.keys().filter(|key| !listed.contains(key)).cloned().collect();
+            for key in gone {
+                inner.remove(&key);
+            }
+        }
+        let count = inner.known.len();
+        drop(guard);
+        self.news.notify_one();
+        count
+    }
+
+    /// A Pod was added or changed, or is in a list.
+    pub(super) fn applied(&self, pod: &SeenPod) {
+        let Some(key) = key_of(&pod.metadata) else { return not_ours(pod) };
+        let life = classify(pod, false);
+        let mut inner = self.inner();
+        if let Some(listing) = &mut inner.listing {
+            listing.insert(key.clone());
+        }
+        let changed = inner.apply(&key, pod, life);
+        drop(inner);
+        if changed {
+            self.news.notify_one();
+        }
+    }
+
+    /// A Pod was deleted; this is its last state.
+    pub(super) fn deleted(&self, pod: &SeenPod) {
+        let Some(key) = key_of(&pod.metadata) else { return };
+        let mut inner = self.inner();
+        if let Some(listing) = &mut inner.listing {
+            listing.remove(&key);
+        }
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if inner.known.get(&key).is_some_and(|known| &*known.uid != uid) {
+            // Of an earlier Pod of that name: the one that is there now came after it.
+            return;
+        }
+        inner.apply(&key, pod, classify(pod, true));
+        inner.remove(&key);
+        drop(inner);
+        self.news.notify_one();
+    }
+
+    /// All that exist.
+    pub(super) fn all(&self) -> Vec<Observed> {
+        self.inner().known.iter().map(|(key, known)| known.observed(key)).collect()
+    }
+
+    pub(super) fn find(&self, key: &WorkerKey) -> Option<Found> {
+        let inner = self.inner();
+        let known = inner.known.get(key)?;
+        let ended_at = match known.life.state {
+            State::Ended { at, .. } => Some(at),
+            _ => None,
+        };
+        Some(Found { uid: known.uid.clone(), ended_at, drained: known.life.drained })
+    }
+
+    // ---- creations
+
+    /// Begins a creation. `None`: it exists.
+    pub(super) fn make(&self, key: &WorkerKey) -> Option<Making<'_>> {
+        let mut inner = self.inner();
+        if inner.known.contains_key(key) {
+            return None;
+        }
+        inner.making.insert(key.clone(), false);
+        Some(Making { workers: self, key: key.clone() })
+    }
+
+    // ---- news
+
+    /// From now on somebody is told of every change.
+    pub(super) fn tell(&self) {
+        self.inner().told = true;
+    }
+
+    /// The next news: how a worker is, or that it is gone, or both. Waits for it. Cancel-safe.
+    pub(super) async fn next_news(&self) -> (Option<Observed>, Option<Observed>) {
+        loop {
+            if let Some(news) = self.take_news() {
+                return news;
+            }
+            self.news.notified().await;
+        }
+    }
+
+    fn take_news(&self) -> Option<(Option<Observed>, Option<Observed>)> {
+        let mut inner = self.inner();
+        let key = inner.queue.pop_front()?;
+        let News { seen, gone } = inner.news.remove(&key)?;
+        Some((seen, gone))
+    }
+
+    // ---- silent ones
+
+    /// A Pod that has been created long ago and says nothing, if it is time to look into it.
+    pub(super) fn quiet(&self, now: Instant) -> Option<(WorkerKey, Box<str>)> {
+        let mut inner = self.inner();
+        let (key, known) = inner
+            .known
+            .iter_mut()
+            .filter(|(_, known)| known.quiet.as_ref().is_some_and(|quiet| quiet.look_at <= now))
+            .min_by_key(|(_, known)| known.quiet.as_ref().map(|quiet| quiet.look_at))?;
+        let quiet = known.quiet.as_mut()?;
+        quiet.look_at = now + QUIET_AGAIN.saturating_mul(1 << quiet.looks.min(8)).min(QUIET_LONGEST);
+        quiet.looks += 1;
+        Some((key.clone(), known.uid.clone()))
+    }
+
+    /// What was found out about it.
+    pub(super) fn explain(&self, key: &WorkerKey, uid: &str, why: Option<Waiting>) {
+        let mut guard = self.inner();
+        let inner = &mut *guard;
+        let Some(known) = inner.known.get_mut(key).filter(|known| &*known.uid == uid) else { return };
+        let Some(quiet) = &mut known.quiet else { return };
+        if quiet.why == why {
+            return;
+        }
+        quiet.why = why;
+        let observed = known.observed(key);
+        inner.tell(observed);
+        drop(guard);
+        self.news.notify_one();
+    }
+}
+
+fn not_ours(pod: &SeenPod) {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    tracing::warn!(pod = name, "a Pod has the labels of a worker but is none; it is left alone");
+}
+
+impl Inner {
+    /// Takes over what a Pod shows. Whether there is news.
+    fn apply(&mut self, key: &WorkerKey, pod: &SeenPod, life: Life) -> bool {
+        if let Some(seen) = self.making.get_mut(key) {
+            *seen = true;
+        }
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let node_name = pod.spec.node_name.as_deref().unwrap_or_default();
+        let before = self.known.get(key);
+        if let Some(before) = before {
+            if &*before.uid != uid {
+                tracing::error!(
+                    worker = name::worker_name(key),
+                    "the Pod of a worker was replaced by another one of the same name; it goes on with that"
+                );
+            } else if before.life == life && &*before.node_name == node_name {
+                return false;
+            }
+        }
+        let quiet = says_nothing(&life.state).then(|| {
+            let fresh = || Quiet { look_at: Instant::now() + QUIET, looks: 0, why: None };
+            self.known.get_mut(key).and_then(|before| before.quiet.take()).unwrap_or_else(fresh)
+        });
+        let created_at = pod.metadata.creation_timestamp.as_ref().map(|time| time.0.as_millisecond());
+        let known = Known {
+            uid: uid.into(),
+            life,
+            created_at: created_at.unwrap_or_default(),
+            node_name: node_name.into(),
+            quiet,
+        };
+        let observed = self.told.then(|| known.observed(key));
+        self.known.insert(key.clone(), known);
+        if let Some(observed) = observed {
+            self.tell(observed);
+        }
+        true
+    }
+
+    fn remove(&mut self, key: &WorkerKey) {
+        let Some(known) = self.known.remove(key) else { return };
+        if self.told {
+            let observed = Observed { state: State::Gone, ..known.observed(key) };
+            self.tell(observed);
+        }
+    }
+
+    fn tell(&mut self, observed: Observed) {
+        if !self.told {
+            return;
+        }
+        let news = self.news.entry(observed.key.clone()).or_insert_with(|| {
+            self.queue.push_back(observed.key.clone());
+            News::default()
+        });
+        if observed.state == State::Gone {
+            news.gone = Some(observed);
+        } else {
+            *news = News { seen: Some(observed), gone: None };
+        }
+    }
+}
+
+/// A creation under way.
+#[derive(Debug)]
+pub(super) struct Making<'a> {
+    workers: &'a Workers,
+    key: WorkerKey,
+}
+
+impl Making<'_> {
+    /// The watch has shown the Pod since it began.
+    pub(super) fn is_seen(&self) -> bool {
+        self.workers.inner().making.get(&self.key).copied().unwrap_or_default()
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.workers.inner().making.remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests;
