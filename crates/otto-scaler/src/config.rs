@@ -8,7 +8,7 @@ use anyhow::Context;
 use otto_service::settings::{self, Secret, parse_duration, parse_listen_addr};
 use otto_service::{auth, grpc};
 
-use crate::apply::Defaults;
+use crate::apply::{Defaults, Pods};
 use crate::controller::Options;
 use crate::driver::{kubernetes, process};
 use crate::inbox::redis;
@@ -16,6 +16,7 @@ use crate::inbox::redis::keys::EventStart;
 use crate::inbox::redis::link::Url;
 use crate::plan::Policy;
 use crate::plan::admission::Limits;
+use crate::plan::patience::Patience;
 use crate::task::Millis;
 
 /// Starts the workers that events ask for.
@@ -58,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) process: process::Settings,
     #[command(flatten)]
     pub(crate) kubernetes: kubernetes::Settings,
+    #[command(flatten)]
+    pub(crate) lease: kubernetes::lease::Settings,
     #[command(flatten)]
     pub(crate) grpc: grpc::Limits,
 }
@@ -155,7 +158,8 @@ pub(crate) struct LimitArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Workers")]
 pub(crate) struct WorkArgs {
-    /// What a worker runs if its event does not say, as a JSON array of strings. Default: `otto demo`.
+    /// What a worker runs if its event does not say, as a JSON array of strings. Default: `otto demo`
+    /// (driver process); none (driver kubernetes: the event says, or is refused).
     #[arg(long, env = "OTTO_DEFAULT_COMMAND", value_name = "JSON", value_parser = command)]
     pub(crate) default_command: Option<Command>,
     /// Container image if the event does not say (driver kubernetes).
@@ -176,6 +180,14 @@ pub(crate) struct WorkArgs {
     /// Longest wait before a further attempt.
     #[arg(long, env = "OTTO_RETRY_BACKOFF_MAX", value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
     pub(crate) retry_backoff_max: Duration,
+    /// Longest wait of a worker for what its job needs before it can begin (image, configuration, volumes); then the attempt
+    /// has failed because of that. 0s: for ever. What can never come is not waited for.
+    #[arg(long, env = "OTTO_START_PATIENCE", value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
+    pub(crate) start_patience: Duration,
+    /// Longest wait of a worker for a place (a node that fits, room in a quota); then the attempt has failed because of
+    /// that. 0s: for ever.
+    #[arg(long, env = "OTTO_SCHEDULE_PATIENCE", value_name = "TIME", default_value = "15m", value_parser = parse_duration)]
+    pub(crate) schedule_patience: Duration,
     /// Time between SIGTERM and SIGKILL for a worker that is stopped.
     #[arg(long, env = "OTTO_GRACE", value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub(crate) grace: Duration,
@@ -226,6 +238,11 @@ pub(crate) fn millis(time: Duration) -> Millis {
     Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX).min(100 * 366 * 24 * 3_600_000)
 }
 
+/// 0 is no end.
+fn forever(time: Duration) -> Option<Millis> {
+    (!time.is_zero()).then(|| millis(time))
+}
+
 fn optional(limit: u32) -> Option<usize> {
     (limit > 0).then(|| usize::try_from(limit).unwrap_or(usize::MAX))
 }
@@ -249,11 +266,15 @@ impl Config {
         Ok(Options {
             defaults: Defaults {
                 image: work.worker_image.clone(),
-                command: work.default_command.clone().map_or_else(demo, |command| command.0),
+                command: self.default_command(),
                 timeout_seconds,
                 max_attempts: work.default_max_attempts,
                 max_count: self.limits.max_count,
                 retention: millis(self.limits.record_retention),
+                pods: match self.driver {
+                    DriverKind::Process => None,
+                    DriverKind::Kubernetes => Some(Pods { classes: kubernetes::resource_classes(&self.kubernetes)? }),
+                },
             },
             policy: Policy {
                 infrastructure_retries: work.infrastructure_retries,
@@ -262,6 +283,7 @@ impl Config {
                 keep_ended: millis(self.limits.keep_ended),
                 overdue: millis(work.grace) + 30_000,
                 stop_again: millis(work.grace) + 30_000,
+                patience: Patience { start: forever(work.start_patience), schedule: forever(work.schedule_patience) },
             },
             limits: Limits {
                 total: optional(self.limits.max_workers),
@@ -270,6 +292,15 @@ impl Config {
             },
             creations: optional(self.limits.max_creations).unwrap_or(1),
         })
+    }
+
+    /// What runs if an event does not say. A Pod's image is anybody's: there is nothing to be found in it.
+    fn default_command(&self) -> Vec<String> {
+        match (&self.work.default_command, self.driver) {
+            (Some(command), _) => command.0.clone(),
+            (None, DriverKind::Process) => demo(),
+            (None, DriverKind::Kubernetes) => Vec::new(),
+        }
     }
 
     /// What the process driver goes by.
@@ -291,6 +322,8 @@ impl Config {
         kubernetes::Options {
             log_server: self.kubernetes.worker_log_server.clone().unwrap_or_else(|| self.log_server.clone()),
             settings: self.kubernetes.clone(),
+            worker_image: self.work.worker_image.clone(),
+            worker_args: self.process.worker_arg.clone(),
             stop_grace: self.work.grace,
             drain_limit: self.process.drain_limit,
         }

@@ -12,6 +12,9 @@
 //!   `unschedulable`, `stopped` by somebody else) have a bound of their own;
 //! - what would fail again (`image`, `config`, `admission`) is not tried again.
 //!
+//! A worker whose job cannot begin is stopped when [`patience`] is over, at once if there is no hope, and has failed because
+//! of what it waited for.
+//!
 //! A worker that failed for good fails its task, when the others have come to their own end.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +23,9 @@ use crate::driver::State;
 use crate::task::{Class, Millis, Outcome, Phase, Record, Worker, WorkerPhase};
 
 pub(crate) mod admission;
+pub(crate) mod patience;
+
+use patience::{Patience, Waited};
 
 /// What the configuration says about retries and clean-up. Times in milliseconds.
 #[derive(Clone, Debug)]
@@ -35,6 +41,7 @@ pub(crate) struct Policy {
     pub(crate) overdue: Millis,
     /// A stop without effect is sent again after this.
     pub(crate) stop_again: Millis,
+    pub(crate) patience: Patience,
 }
 
 /// What is known of one attempt besides its record.
@@ -48,6 +55,8 @@ pub(crate) struct Fact {
     pub(crate) running_since: Option<Millis>,
     /// When this scaler saw it ended first.
     pub(crate) ended_since: Option<Millis>,
+    /// What its job waits for, or waited for last.
+    pub(crate) waited: Option<Waited>,
     /// When it was told to stop last.
     pub(crate) stop_sent: Option<Millis>,
     /// A stop or removal failed: not again before this.
@@ -68,6 +77,7 @@ impl Fact {
             node_name: String::new(),
             running_since: None,
             ended_since: None,
+            waited: None,
             stop_sent: None,
             hold: None,
             busy: false,
@@ -84,14 +94,24 @@ impl Fact {
 /// An index and its attempt.
 pub(crate) type Attempt = (u32, u32);
 
+/// An attempt that the driver could not create yet.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Refused {
+    /// Not before this time again.
+    pub(crate) until: Millis,
+    /// Since when, by the scaler's own clock.
+    pub(crate) since: Millis,
+    pub(crate) why: Outcome,
+}
+
 /// Everything known of a task's workers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Facts {
     pub(crate) workers: BTreeMap<Attempt, Fact>,
     /// Creations under way: neither there nor absent.
     pub(crate) creating: BTreeSet<Attempt>,
-    /// The driver was too busy: not before this time again.
-    pub(crate) deferred: BTreeMap<Attempt, Millis>,
+    /// Could not be created so far.
+    pub(crate) refused: BTreeMap<Attempt, Refused>,
     /// The driver has listed its workers. Until then a missing one means nothing.
     pub(crate) complete: bool,
 }
@@ -168,6 +188,18 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
     let Some(fact) = facts.workers.get(&key) else {
         // Not there. Before the first list, and while it is being created, that means nothing.
         if facts.complete && !facts.creating.contains(&key) {
+            let refused = facts.refused.get(&key).filter(|_| worker.phase == WorkerPhase::Queued);
+            if let Some(outcome) = refused.and_then(|refused| patience::refused_too_long(refused, policy, now)) {
+                return failed(worker, outcome, now, spec_attempts, policy, seed, now);
+            }
+            if worker.phase == WorkerPhase::Queued {
+                waits_for(worker, refused.map(|refused| &refused.why));
+            }
+            if worker.phase == WorkerPhase::Created
+                && let Some(outcome) = patience::failed_waiting(None, None, worker.waiting.as_ref(), policy)
+            {
+                return failed(worker, outcome, now, spec_attempts, policy, seed, now);
+            }
             match worker.phase {
                 WorkerPhase::Stopping => stopped(worker, now, None),
                 WorkerPhase::Created | WorkerPhase::Running => {
@@ -190,16 +222,13 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
         worker.node_name.clone_from(&fact.node_name);
     }
     match (&fact.state, worker.phase) {
-        (State::Created { waiting }, WorkerPhase::Queued | WorkerPhase::Created) => {
+        (State::Created { .. }, WorkerPhase::Queued | WorkerPhase::Created) => {
             worker.phase = WorkerPhase::Created;
-            if let Some(waiting) = waiting
-                && worker.outcome.as_ref() != Some(&waiting.outcome)
-            {
-                worker.outcome = Some(waiting.outcome.clone());
-            }
+            waits_for(worker, fact.waiting(now));
         }
         (State::Running, WorkerPhase::Queued | WorkerPhase::Created | WorkerPhase::Running) => {
             worker.phase = WorkerPhase::Running;
+            worker.waiting = None;
         }
         (State::Ended { at, outcome }, WorkerPhase::Stopping) => {
             // It came to its end before the stop reached it: then it need not run again.
@@ -210,7 +239,10 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
             }
         }
         (State::Ended { at, outcome }, _) => {
-            let mut outcome = outcome.clone();
+            let waited = worker.waiting.take();
+            let never_began = worker.started_at.is_none();
+            let failed_waiting = patience::failed_waiting(Some(fact), Some(outcome), waited.as_ref(), policy);
+            let mut outcome = failed_waiting.filter(|_| never_began).unwrap_or_else(|| outcome.clone());
             let ran = worker.started_at.map_or(0, |started| at - started);
             if outcome.class == Class::Stopped && timeout > 0 && ran >= timeout {
                 outcome.class = Class::Deadline;
@@ -226,14 +258,27 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
     }
 }
 
+/// Notes what it waits for. The text changes only if the trouble does, not with every number in it.
+fn waits_for(worker: &mut Worker, why: Option<&Outcome>) {
+    let same = match (&worker.waiting, why) {
+        (Some(before), Some(why)) => patience::same_trouble(before, why),
+        (before, why) => before.is_none() && why.is_none(),
+    };
+    if !same {
+        worker.waiting = why.cloned();
+    }
+}
+
 fn succeeded(worker: &mut Worker, outcome: Outcome, at: Millis) {
     worker.phase = WorkerPhase::Succeeded;
+    worker.waiting = None;
     worker.ended_at = Some(at);
     worker.outcome = Some(outcome);
 }
 
 fn stopped(worker: &mut Worker, at: Millis, outcome: Option<&Outcome>) {
     worker.phase = WorkerPhase::Stopped;
+    worker.waiting = None;
     worker.ended_at = Some(at);
     worker.outcome = Some(Outcome {
         class: Class::Stopped,
@@ -297,6 +342,7 @@ fn failed(
         worker.again(Some(now.saturating_add(delay)));
     } else {
         worker.phase = WorkerPhase::Failed;
+        worker.waiting = None;
         worker.ended_at = Some(at);
     }
 }
@@ -364,8 +410,8 @@ pub(crate) fn actions(stored: &Record, facts: &Facts, policy: &Policy, now: Mill
             if facts.workers.contains_key(&key) || facts.creating.contains(&key) {
                 continue;
             }
-            let deferred = facts.deferred.get(&key).copied();
-            match worker.not_before.max(deferred).filter(|at| *at > now) {
+            let refused = facts.refused.get(&key).map(|refused| refused.until);
+            match worker.not_before.max(refused).filter(|at| *at > now) {
                 Some(at) => plan.wake_at(at),
                 None => {
                     plan.ready.insert(worker.index);
@@ -386,12 +432,12 @@ pub(crate) fn actions(stored: &Record, facts: &Facts, policy: &Policy, now: Mill
             continue;
         }
         if fact.is_live() {
+            let (told, given_up) = fact.waits_until(policy);
             let deadline = fact.running_since.filter(|_| timeout > 0).map(|since| since + timeout + policy.overdue);
-            match deadline {
+            match deadline.or(given_up) {
                 _ if !wanted => stop(&mut plan, *key, fact, policy, now),
-                Some(deadline) if deadline <= now => stop(&mut plan, *key, fact, policy, now),
-                Some(deadline) => plan.wake_at(deadline),
-                None => {}
+                Some(due) if due <= now => stop(&mut plan, *key, fact, policy, now),
+                due => due.into_iter().chain(told).filter(|at| *at > now).for_each(|at| plan.wake_at(at)),
             }
         } else if !wanted && worker.is_none_or(|worker| worker.phase != WorkerPhase::Stopping) {
             ended(&mut plan, *key, fact, policy.keep_ended, now);

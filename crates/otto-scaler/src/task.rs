@@ -15,7 +15,7 @@ pub(crate) type Millis = i64;
 pub(crate) struct Spec {
     /// Container image; ignored (and told) by the process driver.
     pub(crate) image: String,
-    /// Program and its leading arguments. Never empty in a stored record.
+    /// Program and its leading arguments. Empty only where nothing is to run.
     pub(crate) command: Vec<String>,
     pub(crate) args: Vec<String>,
     /// Never holds a name that begins with `OTTO_`.
@@ -135,8 +135,11 @@ pub(crate) struct Worker {
     pub(crate) created_at: Option<Millis>,
     pub(crate) started_at: Option<Millis>,
     pub(crate) ended_at: Option<Millis>,
-    /// How the latest attempt ended.
+    /// How the latest attempt that ended did; an earlier one while this one lives.
     pub(crate) outcome: Option<Outcome>,
+    /// Why this attempt's job cannot begin yet, or the attempt not be created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) waiting: Option<Outcome>,
     /// Where it runs; empty for processes on this machine.
     pub(crate) node_name: String,
 }
@@ -155,6 +158,7 @@ impl Worker {
             started_at: None,
             ended_at: None,
             outcome: None,
+            waiting: None,
             node_name: String::new(),
         }
     }
@@ -167,6 +171,7 @@ impl Worker {
         self.created_at = None;
         self.started_at = None;
         self.ended_at = None;
+        self.waiting = None;
         self.node_name.clear();
     }
 }

@@ -11,9 +11,8 @@ use tracing::Instrument;
 use super::task::Task;
 use super::{Controller, LIST, keep};
 use crate::driver::{DriverError, Launch, Observed, State, WorkerKey};
-use crate::plan::{self, Attempt, Fact, Plan, Weight};
-use crate::task::{Class, Millis, Outcome, Record};
-use crate::worker_events::derive::Teller;
+use crate::plan::{self, Attempt, Fact, Plan, Refused, Weight};
+use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
 
 /// Between two looks at everything the driver has, to find what vanished without a word.
 const LIST_EVERY: Millis = 60_000;
@@ -149,6 +148,7 @@ impl Controller {
         if !matches!(fact.state, State::Ended { .. }) {
             fact.state = state;
         }
+        fact.waits(now);
         self.dirty.insert(key.task_id);
         self.shorten_remains();
     }
@@ -245,6 +245,10 @@ impl Controller {
             }
             return self.plan_orphans(task_id, task, now);
         };
+        task.facts.refused.retain(|(index, attempt), _| {
+            let worker = stored.worker(*index).filter(|worker| worker.attempt == *attempt);
+            worker.is_some_and(|worker| worker.phase == WorkerPhase::Queued)
+        });
         self.tell_observed(task);
         let policy = &self.options.policy;
         let settled = plan::settle(&stored, &task.facts, policy, now);
@@ -382,7 +386,6 @@ impl Controller {
         };
         let key = WorkerKey { task_id: task_id.to_owned(), index, attempt: worker.attempt };
         task.facts.creating.insert((index, worker.attempt));
-        task.facts.deferred.remove(&(index, worker.attempt));
         self.creating += 1;
         let span = tracing::info_span!("start_worker", task_id, index, attempt = worker.attempt);
         if let Some(parent) = &stored.spec.traceparent {
@@ -451,6 +454,7 @@ impl Controller {
         let Some(mut task) = self.tasks.remove(&key.task_id) else { return };
         let attempt = (key.index, key.attempt);
         task.facts.creating.remove(&attempt);
+        let refused = task.facts.refused.remove(&attempt);
         match result {
             Ok(()) => {
                 task.facts.workers.entry(attempt).or_insert_with(|| Fact::new(State::Created { waiting: None }, now));
@@ -464,12 +468,10 @@ impl Controller {
             Err(DriverError::Busy { class, retry_after, message }) => {
                 self.metrics.driver_errors.inc();
                 tracing::warn!(worker = self.driver.worker_name(key), message, "a worker cannot be created yet");
-                task.facts.deferred.insert(attempt, now + Millis::from(retry_after.max(10)));
-                if let Some(record) = &task.stored {
-                    let why = Outcome { class, exit_code: None, signal: None, message };
-                    let event = Teller { driver: &*self.driver, record }.waiting(attempt, now, &why);
-                    self.publisher.publish(vec![event]);
-                }
+                let why = Outcome { class, exit_code: None, signal: None, message };
+                let since = refused.filter(|before| before.why.class == class).map_or(now, |before| before.since);
+                let until = now + Millis::from(retry_after.max(10));
+                task.facts.refused.insert(attempt, Refused { until, since, why });
             }
         }
         self.tasks.insert(key.task_id.clone(), task);

@@ -1,6 +1,6 @@
 //! A task as the loop holds it: what is stored, what is observed, what waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{ApplyReply, DeleteReply};
@@ -16,8 +16,8 @@ pub(super) type Waiter = (Box<ScaleEvent>, ApplyReply);
 pub(super) struct Told {
     pub(super) created: bool,
     pub(super) started: bool,
-    /// Id of the event that told why it waits.
-    pub(super) waiting: String,
+    /// Ids of the events that told why it waits: every reason is told once, and so many at most.
+    pub(super) waiting: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]

@@ -1,6 +1,6 @@
 //! What the loop tells: worker events, and the metrics of attempts.
 
-use otto_proto::v1::worker_event::Type;
+use otto_proto::v1::WorkerEvent;
 
 use super::Controller;
 use super::task::{Task, Told};
@@ -9,44 +9,45 @@ use crate::metrics::ClassLabel;
 use crate::task::Record;
 use crate::worker_events::derive::Teller;
 
+/// Reasons to wait that are told of one attempt: what changes all the time would fill the streams.
+const REASONS: usize = 16;
+
+impl Told {
+    /// The event, if it was not told before.
+    fn anew(&mut self, event: WorkerEvent) -> Option<WorkerEvent> {
+        (self.waiting.len() < REASONS && self.waiting.insert(event.event_id.clone())).then_some(event)
+    }
+}
+
 impl Controller {
     /// Tells of what was seen and not told yet.
     pub(super) fn tell_observed(&mut self, task: &mut Task) {
         let Some(record) = &task.stored else { return };
+        let now = self.clock.now();
         let teller = Teller { driver: &*self.driver, record };
         let mut events = Vec::new();
+        for (attempt, refused) in &task.facts.refused {
+            let told = task.told.entry(*attempt).or_default();
+            events.extend(told.anew(teller.waiting(*attempt, refused.since, &refused.why)));
+        }
         for (attempt, fact) in &task.facts.workers {
             if fact.gone && fact.created_at == fact.ended_since.unwrap_or_default() {
                 continue; // Refused: there never was one.
             }
             let told = task.told.entry(*attempt).or_default();
-            let waiting = match &fact.state {
-                State::Created { waiting: Some(why) } => {
-                    teller.waiting(*attempt, fact.created_at, &why.outcome).event_id
-                }
-                _ => String::new(),
-            };
-            let seen = Told {
-                created: true,
-                started: told.started || matches!(fact.state, State::Running) || fact.started_at.is_some(),
-                waiting: if waiting.is_empty() { told.waiting.clone() } else { waiting },
-            };
-            if *told == seen {
+            let started = matches!(fact.state, State::Running) || fact.started_at.is_some();
+            if !std::mem::replace(&mut told.created, true) {
+                events.push(teller.created(*attempt, fact.created_at, &fact.node_name));
+            }
+            if let Some(why) = fact.waiting(now) {
+                let since = fact.waited.as_ref().map_or(now, |waited| waited.since);
+                events.extend(told.anew(teller.waiting(*attempt, since, why)));
+            }
+            if !started || std::mem::replace(&mut told.started, true) {
                 continue;
             }
-            for event in teller.observed(*attempt, fact) {
-                let new = match event.r#type() {
-                    Type::Created => !told.created,
-                    Type::Started => !told.started,
-                    _ => told.waiting != event.event_id,
-                };
-                if new {
-                    events.push(event);
-                }
-            }
-            if seen.started
-                && !told.started
-                && let Some(asked) = task.asked.remove(&attempt.0)
+            events.push(teller.started(*attempt, fact.started_at.unwrap_or(fact.created_at), &fact.node_name));
+            if let Some(asked) = task.asked.remove(&attempt.0)
                 && attempt.1 == 1
             {
                 let took = fact.started_at.unwrap_or(asked) - asked;
@@ -54,7 +55,6 @@ impl Controller {
                     .start_seconds
                     .observe(std::time::Duration::from_millis(took.max(0).unsigned_abs()).as_secs_f64());
             }
-            *told = seen;
         }
         self.publisher.publish(events);
     }

@@ -39,6 +39,7 @@ fn options() -> Options {
             max_attempts: 2,
             max_count: 100,
             retention: 7 * 24 * 3_600_000,
+            pods: None,
         },
         policy: Policy {
             infrastructure_retries: 3,
@@ -47,6 +48,7 @@ fn options() -> Options {
             keep_ended: 600_000,
             overdue: 40_000,
             stop_again: 40_000,
+            patience: crate::plan::patience::Patience { start: Some(60_000), schedule: Some(120_000) },
         },
         limits: Limits { total: Some(50), ..Limits::default() },
         creations: 8,

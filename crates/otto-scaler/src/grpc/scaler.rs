@@ -64,8 +64,9 @@ impl Scaler {
         let key = WorkerKey { task_id: record.task_id.clone(), index: worker.index, attempt: worker.attempt };
         let status = status_of(worker);
         let error_message = match (&worker.outcome, worker.phase) {
-            (Some(why), WorkerPhase::Failed | WorkerPhase::Created) => why.message.clone(),
-            (Some(why), WorkerPhase::Queued) => format!("trying again: {}", why.message),
+            _ if let Some(why) = &worker.waiting => format!("waiting: {}", why.message),
+            (Some(why), WorkerPhase::Failed) => why.message.clone(),
+            (Some(why), WorkerPhase::Queued | WorkerPhase::Created) => format!("trying again: {}", why.message),
             (_, WorkerPhase::Stopped) if matches!(record.phase, Phase::Cancelled | Phase::Cancelling) => {
                 "cancelled".to_owned()
             }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::admission::{Admission, Limits};
 use super::*;
 use crate::apply::{Decision, Defaults, apply};
+use crate::driver::Waiting;
 use crate::event::{Direction, GivenSpec, ScaleEvent};
 
 const POLICY: Policy = Policy {
@@ -16,6 +17,7 @@ const POLICY: Policy = Policy {
     keep_ended: 60_000,
     overdue: 40_000,
     stop_again: 40_000,
+    patience: Patience { start: Some(5_000), schedule: Some(10_000) },
 };
 
 fn outcome(class: Class) -> Outcome {
@@ -30,6 +32,7 @@ fn defaults(max_attempts: u32) -> Defaults {
         max_attempts,
         max_count: 8,
         retention: Millis::MAX / 2,
+        pods: None,
     }
 }
 
@@ -163,6 +166,172 @@ fn what_is_left_stays_for_a_while_after_the_result_is_stored() {
     assert_eq!(actions(&stored, &facts, &POLICY, 10).forget, [(0, 1)]);
 }
 
+fn waiting(class: Class) -> State {
+    State::Created { waiting: Some(Waiting { outcome: outcome(class), hopeless: false, usual: false }) }
+}
+
+/// One that waits for this since time 0.
+fn waits(class: Class) -> Fact {
+    let mut fact = Fact::new(waiting(class), 0);
+    fact.waits(0);
+    fact
+}
+
+/// Deleted before its job began.
+fn deleted(fact: &Fact, at: Millis) -> Fact {
+    let mut fact = fact.clone();
+    fact.state = State::Ended { at, outcome: outcome(Class::Stopped) };
+    fact.ended_since = Some(at);
+    fact
+}
+
+#[test]
+fn who_waits_too_long_is_stopped_and_failed_because_of_it() {
+    for (class, patience, told) in [
+        (Class::Image, 5_000, "image; given up after 5s"),
+        (Class::Config, 5_000, "config; given up after 5s"),
+        (Class::Volume, 5_000, "volume; given up after 5s"),
+        (Class::Infrastructure, 5_000, "infrastructure; given up after 5s"),
+        (Class::Unschedulable, 10_000, "unschedulable; given up after 10s"),
+    ] {
+        let mut facts = known();
+        facts.workers.insert((0, 1), waits(class));
+        let (stored, weight) = settle(&record(1, 1), &facts, &POLICY, 1).unwrap();
+        assert_eq!((weight, &stored.workers[0].waiting), (Weight::Soft, &Some(outcome(class))), "{class:?}");
+        let plan = actions(&stored, &facts, &POLICY, patience - 1);
+        assert_eq!((&plan.stop[..], plan.wake), (&[][..], Some(patience)), "{class:?}");
+        assert_eq!(actions(&stored, &facts, &POLICY, patience).stop, [(0, 1)], "{class:?}");
+        let fact = facts.workers.get_mut(&(0, 1)).unwrap();
+        fact.stop_sent = Some(patience);
+        // While it is being stopped, no other is created.
+        assert_eq!(settle(&stored, &facts, &POLICY, patience + 1), None, "{class:?}");
+        let fact = deleted(&facts.workers[&(0, 1)], patience + 2);
+        facts.workers.insert((0, 1), fact);
+        let (stored, _) = settle(&stored, &facts, &POLICY, patience + 2).unwrap();
+        let worker = &stored.workers[0];
+        assert_eq!(worker.outcome.as_ref().map(|why| (why.class, why.message.as_str())), Some((class, told)));
+        assert_eq!(worker.waiting, None);
+        let again = match blame(class) {
+            Blame::Infrastructure => (WorkerPhase::Queued, 2, 1),
+            _ => (WorkerPhase::Failed, 1, 0),
+        };
+        assert_eq!((worker.phase, worker.attempt, worker.infrastructure_failures), again, "{class:?}");
+        assert_eq!(worker.job_failures, 0);
+    }
+}
+
+#[test]
+fn what_never_comes_is_not_waited_for() {
+    let mut fact = Fact::new(
+        State::Created { waiting: Some(Waiting { outcome: outcome(Class::Image), hopeless: true, usual: false }) },
+        7,
+    );
+    fact.waits(7);
+    let mut facts = known();
+    facts.workers.insert((0, 1), fact.clone());
+    assert_eq!(actions(&record(1, 1), &facts, &POLICY, 7).stop, [(0, 1)]);
+    fact.stop_sent = Some(7);
+    facts.workers.insert((0, 1), deleted(&fact, 9));
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 9).unwrap();
+    assert_eq!(stored.error.as_deref(), Some("worker 0 failed: image"));
+}
+
+#[test]
+fn what_began_in_spite_of_all_is_judged_by_its_own_end() {
+    let mut fact = waits(Class::Image);
+    fact.stop_sent = Some(5_000);
+    fact.started_at = Some(5_001);
+    let mut facts = known();
+    // The stop came too late for the job not to begin, and ended it.
+    facts.workers.insert((0, 1), deleted(&fact, 6_000));
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 6_000).unwrap();
+    assert_eq!((stored.workers[0].attempt, stored.workers[0].outcome.as_ref().unwrap().class), (2, Class::Stopped));
+    // Too late even for that.
+    fact.state = State::Ended { at: 6_000, outcome: outcome(Class::Success) };
+    facts.workers.insert((0, 1), fact);
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 6_000).unwrap();
+    assert_eq!(stored.phase, Phase::Succeeded);
+}
+
+#[test]
+fn a_cancelled_worker_did_not_fail_because_of_what_it_waited_for() {
+    let mut facts = known();
+    facts.workers.insert((0, 1), waits(Class::Image));
+    let (mut stored, _) = settle(&record(1, 1), &facts, &POLICY, 1).unwrap();
+    stored.phase = Phase::Cancelling;
+    stored.workers[0].phase = WorkerPhase::Stopping;
+    let fact = deleted(&facts.workers[&(0, 1)], 2);
+    facts.workers.insert((0, 1), fact);
+    let (stored, _) = settle(&stored, &facts, &POLICY, 2).unwrap();
+    assert_eq!((stored.phase, stored.workers[0].phase), (Phase::Cancelled, WorkerPhase::Stopped));
+}
+
+#[test]
+fn what_the_record_says_is_enough_after_a_restart() {
+    let mut facts = known();
+    facts.workers.insert((0, 1), waits(Class::Config));
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 1).unwrap();
+    // It is there, ended; nobody knows what it waited for but the record.
+    let mut fact = deleted(&facts.workers[&(0, 1)], 9);
+    fact.waited = None;
+    facts.workers.insert((0, 1), fact);
+    let (failed, _) = settle(&stored, &facts, &POLICY, 9).unwrap();
+    assert_eq!(failed.error.as_deref(), Some("worker 0 failed: config"));
+    // It is not there any more.
+    let (failed, _) = settle(&stored, &known(), &POLICY, 9).unwrap();
+    assert_eq!(failed.error.as_deref(), Some("worker 0 failed: config"));
+}
+
+#[test]
+fn evicted_while_it_waited_is_evicted() {
+    let mut facts = known();
+    let mut fact = waits(Class::Image);
+    fact.state = State::Ended { at: 3, outcome: outcome(Class::Evicted) };
+    fact.ended_since = Some(3);
+    facts.workers.insert((0, 1), fact);
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 3).unwrap();
+    assert_eq!((stored.workers[0].attempt, stored.workers[0].outcome.as_ref().unwrap().class), (2, Class::Evicted));
+}
+
+#[test]
+fn a_record_changes_with_the_trouble_and_not_with_its_numbers() {
+    let mut facts = known();
+    let mut see = |stored: &Record, message: &str| {
+        let why = Outcome { message: message.to_owned(), ..outcome(Class::Unschedulable) };
+        let mut fact =
+            Fact::new(State::Created { waiting: Some(Waiting { outcome: why, hopeless: false, usual: false }) }, 0);
+        fact.waits(0);
+        facts.workers.insert((0, 1), fact);
+        settle(stored, &facts, &POLICY, 1).map(|(record, _)| record)
+    };
+    let stored = see(&record(1, 1), "0/3 nodes are available: 3 Insufficient cpu").unwrap();
+    assert_eq!(see(&stored, "0/12 nodes are available: 12 Insufficient cpu"), None);
+    let other = see(&stored, "0/3 nodes are available: 3 Insufficient memory").unwrap();
+    assert!(other.workers[0].waiting.as_ref().unwrap().message.ends_with("memory"));
+}
+
+#[test]
+fn a_quota_without_room_is_waited_for_and_given_up() {
+    let refused = |class, since| Refused { until: since + 20_000, since, why: outcome(class) };
+    let mut facts = known();
+    facts.refused.insert((0, 1), refused(Class::Quota, 100));
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 100).unwrap();
+    assert_eq!(stored.workers[0].waiting, Some(outcome(Class::Quota)));
+    assert_eq!(settle(&stored, &facts, &POLICY, 10_099), None);
+    // While it is tried again, nobody knows.
+    facts.creating.insert((0, 1));
+    assert_eq!(settle(&stored, &facts, &POLICY, 10_100), None);
+    facts.creating.clear();
+    let (failed, weight) = settle(&stored, &facts, &POLICY, 10_100).unwrap();
+    let worker = &failed.workers[0];
+    assert_eq!((weight, worker.attempt, worker.infrastructure_failures, &worker.waiting), (Weight::Hard, 2, 1, &None));
+    assert_eq!(worker.outcome.as_ref().unwrap().message, "quota; given up after 10s");
+    // An API server that is away comes back.
+    facts.refused.insert((0, 1), refused(Class::Infrastructure, 100));
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 1_000_000).unwrap();
+    assert_eq!((stored.workers[0].attempt, stored.workers[0].phase), (1, WorkerPhase::Queued));
+}
+
 // ---- everything together
 
 /// What a driver would have: it starts what it has not started, and never forgets that it did.
@@ -176,6 +345,7 @@ struct Model {
 struct Sim {
     state: State,
     stopping: bool,
+    began: bool,
     born: Millis,
 }
 
@@ -193,6 +363,8 @@ enum Step {
     },
     Run(u8),
     End(u8, Class),
+    /// Its job cannot begin.
+    Wait(u8, Class, bool),
     /// The scaler is killed between two steps; it knows only what is stored, and lists again later.
     Crash,
     Listed,
@@ -207,12 +379,20 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Class::Image,
         Class::AgentLost,
     ]);
+    let trouble = prop::sample::select(vec![
+        Class::Image,
+        Class::Unschedulable,
+        Class::Volume,
+        Class::Config,
+        Class::Infrastructure,
+    ]);
     let step = prop_oneof![
         3 => (0_usize..3, any::<bool>(), 0_u32..6).prop_map(|(task, up, count)| Step::Event { task, up, count }),
         1 => (1_i64..20_000).prop_map(Step::Time),
         5 => (0_u8..4).prop_map(|create| Step::Plan { create }),
         3 => any::<u8>().prop_map(Step::Run),
         3 => (any::<u8>(), class).prop_map(|(worker, class)| Step::End(worker, class)),
+        2 => (any::<u8>(), trouble, any::<bool>()).prop_map(|(worker, class, hopeless)| Step::Wait(worker, class, hopeless)),
         1 => Just(Step::Crash),
         1 => Just(Step::Listed),
     ];
@@ -251,6 +431,7 @@ impl World {
             Step::Plan { create } => self.plan(*create),
             Step::Run(pick) => self.progress(*pick, None),
             Step::End(pick, class) => self.progress(*pick, Some(*class)),
+            Step::Wait(pick, class, hopeless) => self.trouble(*pick, *class, *hopeless),
             Step::Crash => {
                 self.facts = vec![Facts::default(); 3];
                 self.admission = Admission::new(self.limits);
@@ -329,7 +510,11 @@ impl World {
         let facts = &mut self.facts[task];
         match answer {
             // Too busy.
-            0 => drop(facts.deferred.insert(attempt, self.now + 500)),
+            0 => {
+                let since = facts.refused.get(&attempt).map_or(self.now, |refused| refused.since);
+                let refused = Refused { until: self.now + 500, since, why: outcome(Class::Quota) };
+                facts.refused.insert(attempt, refused);
+            }
             // Refused.
             1 => {
                 let mut fact =
@@ -340,33 +525,55 @@ impl World {
             }
             answer => {
                 if !self.model.workers.contains_key(&key) {
-                    let sim = Sim { state: State::Created { waiting: None }, stopping: false, born: self.now };
+                    let state = State::Created { waiting: None };
+                    let sim = Sim { state, stopping: false, began: false, born: self.now };
                     self.model.workers.insert(key, sim);
                 }
                 // With 2 the answer is lost and asked for again later; the watch has told of it.
+                facts.refused.remove(&attempt);
                 if answer == 2 {
-                    facts.deferred.insert(attempt, self.now);
+                    let why = outcome(Class::Infrastructure);
+                    facts.refused.insert(attempt, Refused { until: self.now, since: self.now, why });
                 }
                 facts.workers.entry(attempt).or_insert(Fact::new(State::Created { waiting: None }, self.now));
             }
         }
     }
 
-    fn progress(&mut self, pick: u8, class: Option<Class>) {
+    fn pick(&self, pick: u8) -> Option<(usize, u32, u32)> {
         let mut keys: Vec<_> = self.model.workers.keys().copied().collect();
         keys.sort_unstable();
-        if keys.is_empty() {
-            return;
+        (!keys.is_empty()).then(|| keys[usize::from(pick) % keys.len()])
+    }
+
+    fn progress(&mut self, pick: u8, class: Option<Class>) {
+        if let Some(key) = self.pick(pick) {
+            self.advance(key, class);
         }
-        let key = keys[usize::from(pick) % keys.len()];
-        self.advance(key, class);
+    }
+
+    fn trouble(&mut self, pick: u8, class: Class, hopeless: bool) {
+        let Some(key) = self.pick(pick) else { return };
+        let sim = self.model.workers.get_mut(&key).unwrap();
+        if matches!(sim.state, State::Created { .. }) {
+            let waiting = Waiting { outcome: outcome(class), hopeless, usual: false };
+            sim.state = State::Created { waiting: Some(waiting) };
+            see(&mut self.facts[key.0], (key.1, key.2), sim, self.now);
+        }
     }
 
     fn advance(&mut self, key: (usize, u32, u32), class: Option<Class>) {
         let now = self.now;
         let sim = self.model.workers.get_mut(&key).unwrap();
         match (&sim.state, class) {
+            // Deleted before it began.
+            (State::Created { .. }, Some(_)) if sim.stopping => {
+                sim.state = State::Ended { at: now, outcome: outcome(Class::Stopped) };
+            }
+            // What it waits for does not come by itself, but may.
+            (State::Created { waiting: Some(_) }, Some(_)) => {}
             (State::Created { .. }, _) => {
+                sim.began = true;
                 if !self.model.started.insert(key) {
                     self.model.doubled.push(key);
                 }
@@ -432,6 +639,11 @@ impl World {
         }
         prop_assert!(self.model.workers.is_empty());
         prop_assert_eq!(self.admission.taken(), 0);
+        for worker in self.stored.iter().flatten().flat_map(|stored| &stored.workers) {
+            prop_assert_eq!(&worker.waiting, &None);
+            prop_assert!(worker.infrastructure_failures <= POLICY.infrastructure_retries + 1, "{worker:?}");
+            prop_assert!(worker.job_failures <= 2, "{worker:?}");
+        }
         Ok(())
     }
 }
@@ -439,7 +651,8 @@ impl World {
 fn see(facts: &mut Facts, attempt: Attempt, sim: &Sim, now: Millis) {
     let fact = facts.workers.entry(attempt).or_insert_with(|| Fact::new(State::Created { waiting: None }, sim.born));
     fact.state = sim.state.clone();
-    if sim.state != (State::Created { waiting: None }) {
+    fact.waits(now);
+    if sim.began {
         fact.started_at = Some(sim.born);
         fact.running_since.get_or_insert(now);
     }

@@ -7,9 +7,10 @@ use otto_proto::v1::worker_event::Type;
 use otto_proto::v1::{FailureClass, WorkerEvent};
 use prost_types::Timestamp;
 
-use crate::driver::{Driver, State, WorkerKey};
-use crate::plan::{Attempt, Fact};
-use crate::task::{Class, Millis, Outcome, Phase, Record, Worker, WorkerPhase};
+use crate::driver::{Driver, WorkerKey};
+use crate::plan::Attempt;
+use crate::plan::patience::without_numbers;
+use crate::task::{Class, Millis, Outcome, Phase, Record, Worker};
 
 pub(crate) fn timestamp(at: Millis) -> Timestamp {
     Timestamp {
@@ -126,8 +127,8 @@ impl Teller<'_> {
     }
 
     pub(crate) fn waiting(&self, of: Attempt, at: Millis, why: &Outcome) -> WorkerEvent {
-        // Each reason once: the text tells repeats apart.
-        let repeat = format!("{}/{:016x}", why.class.as_str(), xor_fold(&why.message));
+        // Each reason once: the text tells repeats apart, but for the numbers in it.
+        let repeat = format!("{}/{:016x}", why.class.as_str(), xor_fold(without_numbers(&why.message)));
         let mut event = self.event(Type::Waiting, Some(of), at, why.message.clone(), &repeat);
         event.failure_class = failure_class(why.class).into();
         event
@@ -165,24 +166,6 @@ impl Teller<'_> {
         let mut event = self.event(Type::TaskEnded, None, at, message, state);
         state.clone_into(&mut event.task_state);
         Some(event)
-    }
-
-    /// What a look at an attempt tells.
-    pub(crate) fn observed(&self, of: Attempt, fact: &Fact) -> Vec<WorkerEvent> {
-        let mut events = vec![self.created(of, fact.created_at, &fact.node_name)];
-        match &fact.state {
-            State::Created { waiting: Some(why) } => events.push(self.waiting(of, fact.created_at, &why.outcome)),
-            State::Created { waiting: None } | State::Gone => {}
-            State::Running => {
-                events.push(self.started(of, fact.started_at.unwrap_or(fact.created_at), &fact.node_name))
-            }
-            State::Ended { .. } => {
-                if let Some(at) = fact.started_at {
-                    events.push(self.started(of, at, &fact.node_name));
-                }
-            }
-        }
-        events
     }
 
     /// What happened between the stored record `before` and this one; `now` where nothing tells a better time.
@@ -225,6 +208,7 @@ impl Teller<'_> {
     /// Everything that the record alone still tells, oldest first.
     pub(crate) fn all(&self, now: Millis) -> Vec<WorkerEvent> {
         let mut events = vec![self.queued()];
+        let record_time = self.record.created_at;
         for worker in &self.record.workers {
             let of = (worker.index, worker.attempt);
             if let Some(at) = worker.created_at {
@@ -237,10 +221,10 @@ impl Teller<'_> {
                 Some(outcome) if !worker.phase.is_live() => {
                     events.push(self.ended(of, worker.ended_at.unwrap_or(now), outcome, &worker.node_name));
                 }
-                Some(why) if worker.phase == WorkerPhase::Created => {
-                    events.push(self.waiting(of, worker.created_at.unwrap_or(now), why));
-                }
                 _ => {}
+            }
+            if let Some(why) = &worker.waiting {
+                events.push(self.waiting(of, worker.created_at.unwrap_or(record_time), why));
             }
         }
         events.extend(self.task_ended());
@@ -253,6 +237,6 @@ pub(crate) fn shared(events: Vec<WorkerEvent>) -> impl Iterator<Item = Arc<Worke
     events.into_iter().map(Arc::new)
 }
 
-fn xor_fold(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+fn xor_fold(text: impl Iterator<Item = u8>) -> u64 {
+    text.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

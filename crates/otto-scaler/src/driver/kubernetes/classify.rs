@@ -21,6 +21,9 @@ mod end;
 mod text;
 mod wait;
 
+/// Clocks of nodes and of the control plane may differ by so much, in milliseconds.
+const CLOCKS_DIFFER: Millis = 30_000;
+
 /// Where a Pod is in its life.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Life {
@@ -127,10 +130,14 @@ impl<'a> Look<'a> {
 
     fn ended(&self, end: Option<&SeenTerminated>) -> State {
         let report = end.and_then(end::report);
-        let cause = cause::cause(self);
+        let finished = end.and_then(|end| millis(end.finished_at.as_ref()));
+        let cause = cause::cause(self).filter(|cause| {
+            // What was done to the Pod after the job had ended did not end it.
+            cause.at.zip(finished).is_none_or(|(done, finished)| done <= finished + CLOCKS_DIFFER)
+        });
         let at = [
             report.as_ref().and_then(|report| report.ended_at),
-            end.and_then(|end| millis(end.finished_at.as_ref())),
+            finished,
             cause.as_ref().and_then(|cause| cause.at),
             self.told_to_end_at(),
             self.last_change(),
@@ -141,6 +148,11 @@ impl<'a> Look<'a> {
             None => end::of_pod(self, cause),
         };
         State::Ended { at, outcome }
+    }
+
+    /// Somebody deletes it, or has.
+    fn is_deleted(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
     }
 
     /// When its deletion was asked for.

@@ -1,7 +1,7 @@
 //! What the cluster did to a Pod.
 
+use super::Look;
 use super::text::{steady, with};
-use super::{Look, millis};
 use crate::task::{Class, Millis};
 
 /// Why a Pod ended that did not end by itself.
@@ -21,7 +21,8 @@ pub(super) fn cause(look: &Look<'_>) -> Option<Cause> {
         return Some(Cause { class, message, at });
     }
     let (_, reason, message, _) = disruption?;
-    by_disruption(look, reason, message).map(|(class, message)| Cause { class, message, at })
+    let (class, message) = by_disruption(look, reason, message);
+    Some(Cause { class, message, at })
 }
 
 /// `status.reason`, written by the kubelet or the node controller.
@@ -69,9 +70,9 @@ fn by_reason(look: &Look<'_>, reason: &str, message: &str) -> Option<(Class, Str
 }
 
 /// Reasons of the condition `DisruptionTarget`.
-fn by_disruption(look: &Look<'_>, reason: &str, message: &str) -> Option<(Class, String)> {
+fn by_disruption(look: &Look<'_>, reason: &str, message: &str) -> (Class, String) {
     let node = node(look);
-    Some(match reason {
+    match reason {
         "PreemptionByScheduler" => (Class::Preempted, "preempted to make room for a Pod of higher priority".to_owned()),
         "DeletionByTaintManager" => {
             (Class::NodeLost, format!("{node} became unreachable, not ready, or was tainted so that it had to leave"))
@@ -81,27 +82,17 @@ fn by_disruption(look: &Look<'_>, reason: &str, message: &str) -> Option<(Class,
             (Class::Evicted, format!("evicted from {node} by request (the node was drained, or the like)"))
         }
         "TerminationByKubelet" => (Class::Evicted, with(&format!("{node} ended the Pod"), message)),
-        _ if look.pod.status.phase.as_deref() == Some("Failed") || look.told_to_end_at().is_some() => {
-            (Class::Evicted, with(&format!("disrupted ({})", steady(reason)), message))
-        }
-        _ => return None,
-    })
+        // A reason of a later Kubernetes, or of somebody else's controller.
+        _ => (Class::Evicted, with(&format!("evicted from {node} ({})", steady(reason)), message)),
+    }
 }
 
 fn rejected(node: &str, reason: &str, message: &str) -> String {
-    let reason = steady(reason);
-    // The kubelet often begins with the reason itself.
     let message = message.strip_prefix("Pod was rejected: ").unwrap_or(message);
-    let message = message.strip_prefix("Pod ").filter(|_| message.starts_with("Pod was rejected")).unwrap_or(message);
-    with(&format!("rejected by {node} ({reason})"), message)
+    with(&format!("rejected by {node} ({})", steady(reason)), message)
 }
 
 /// `node NAME`, or `its node`.
 pub(super) fn node(look: &Look<'_>) -> String {
     look.node().map_or_else(|| "its node".to_owned(), |node| format!("node {node}"))
-}
-
-/// When a Pod was told to end by deleting it, and nothing says why.
-pub(super) fn deleted(look: &Look<'_>) -> Option<Option<Millis>> {
-    look.pod.metadata.deletion_timestamp.as_ref().map(|time| millis(Some(time)))
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::cause::{Cause, deleted, node};
+use super::cause::{Cause, node};
 use super::text::{steady, with};
 use super::wait::{self, Whose};
 use super::{Look, outcome};
@@ -88,50 +88,55 @@ fn of_silent(look: &Look<'_>, end: &SeenTerminated, cause: Option<Cause>) -> Out
         .or_else(|| (129..=192).contains(&end.exit_code).then(|| end.exit_code - 128));
     let ended = |class, message| Outcome { class, exit_code: Some(end.exit_code), signal, message };
     match (reason, cause) {
-        ("StartError" | "ContainerCannotRun", cause) => {
-            let failed = not_started(look, message);
+        // It was never there, or is not there any more.
+        ("ContainerStatusUnknown", cause) => {
+            let began = look.job_began().is_some() || message.contains("used to be Running");
             match cause {
                 Some(cause) => outcome(cause.class, cause.message),
-                None => failed,
+                None if look.is_deleted() => outcome(Class::Stopped, deleted(began)),
+                None if began => outcome(
+                    Class::NodeLost,
+                    format!("{} was restarted, or lost sight of the job; nobody knows how it ended", node(look)),
+                ),
+                None => before_the_job(look).unwrap_or_else(|| {
+                    let status = look.pod.status.message.as_deref().unwrap_or_default();
+                    outcome(Class::Infrastructure, with("the Pod ended before the job began", status))
+                }),
             }
         }
+        ("StartError" | "ContainerCannotRun", _) => not_started(look, message),
         ("OOMKilled", _) => ended(Class::OutOfMemory, out_of_memory(look.job())),
-        ("Completed" | "", _) if end.exit_code == 0 => {
-            Outcome { class: Class::Success, exit_code: Some(0), signal: None, message: String::new() }
-        }
-        ("ContainerStatusUnknown", cause) => match cause {
-            Some(cause) => outcome(cause.class, cause.message),
-            None if deleted(look).is_some() && look.job_began().is_none() => {
-                outcome(Class::Stopped, "its Pod was deleted before the job began".to_owned())
-            }
-            None if deleted(look).is_some() => {
-                outcome(Class::Stopped, "its Pod was deleted; nobody knows how the job ended".to_owned())
-            }
-            None => outcome(
-                Class::NodeLost,
-                format!("{} lost sight of the job (it was restarted, perhaps); nobody knows how it ended", node(look)),
-            ),
-        },
-        (_, Some(cause)) => ended(cause.class, cause.message),
-        (_, None) => match signal {
-            Some(9) if deleted(look).is_some() => ended(
+        (_, _) if end.exit_code == 0 => ended(Class::Success, String::new()),
+        (_, cause) => match (signal, cause) {
+            (Some(_), Some(cause)) => ended(cause.class, cause.message),
+            (Some(9), None) if look.is_deleted() => ended(
                 Class::Stopped,
                 "its Pod was deleted; it did not stop within its grace period and was killed".to_owned(),
             ),
-            Some(signal) if deleted(look).is_some() => {
+            (Some(signal), None) if look.is_deleted() => {
                 ended(Class::Stopped, format!("its Pod was deleted, and it ended by {}", named(signal)))
             }
-            Some(signal) => ended(
+            (Some(signal), None) => ended(
                 Class::AgentLost,
-                format!("nobody knows how the job ended: its agent was killed by {}", named(signal)),
+                with(&format!("nobody knows how the job ended: its agent was killed by {}", named(signal)), message),
             ),
-            None if end.exit_code == 0 => ended(Class::Success, String::new()),
-            None if end.exit_code == AGENT_FAILED => {
+            (None, _) if end.exit_code == AGENT_FAILED => {
                 ended(Class::Infrastructure, with("the agent failed before it began the job", message))
             }
-            None => ended(Class::Exited, with(&format!("the job ended with exit code {}", end.exit_code), message)),
+            (None, _) => {
+                ended(Class::Exited, with(&format!("the job ended with exit code {}", end.exit_code), message))
+            }
         },
     }
+}
+
+/// What is known of a job whose Pod was deleted.
+fn deleted(began: bool) -> String {
+    let message = match began {
+        true => "its Pod was deleted while the job ran; nobody knows how it ended",
+        false => "its Pod was deleted before the job began",
+    };
+    message.to_owned()
 }
 
 /// Of a Pod whose job's container has not ended as far as is known, but which has ended or is gone as a whole.
@@ -147,12 +152,8 @@ pub(super) fn of_pod(look: &Look<'_>, cause: Option<Cause>) -> Outcome {
     if look.phase() == "Unknown" {
         return outcome(Class::NodeLost, with(&format!("{} was lost", node(look)), status));
     }
-    if !look.is_terminal() || deleted(look).is_some() {
-        let message = match began {
-            true => "its Pod was deleted while the job ran; nobody knows how it ended",
-            false => "its Pod was deleted before the job began",
-        };
-        return outcome(Class::Stopped, message.to_owned());
+    if !look.is_terminal() || look.is_deleted() {
+        return outcome(Class::Stopped, deleted(began));
     }
     if !began && let Some(trouble) = before_the_job(look) {
         return trouble;
@@ -173,8 +174,17 @@ pub(super) fn before_the_job(look: &Look<'_>) -> Option<Outcome> {
     }
     let agent = look.agent()?;
     let end = terminated(agent)?;
-    let what = format!("the agent (container `{}`) {} before the job began", agent.name, how(end));
-    Some(outcome(Class::Infrastructure, with(&what, end.message.as_deref().unwrap_or_default())))
+    let why = end.message.as_deref().unwrap_or_default();
+    let message = match end.reason.as_deref() {
+        Some("ContainerStatusUnknown") => format!("the agent (container `{}`) did not start", agent.name),
+        // Nothing but the Pod's events says so.
+        Some("Error") if end.exit_code == 137 && why.is_empty() => format!(
+            "the agent (container `{}`) was killed before the job began: its postStart hook, which installs it, failed, perhaps",
+            agent.name
+        ),
+        _ => with(&format!("the agent (container `{}`) {} before the job began", agent.name, how(end)), why),
+    };
+    Some(outcome(Class::Infrastructure, message))
 }
 
 /// The job's container was made, but could not be started.

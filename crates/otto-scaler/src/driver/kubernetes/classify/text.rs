@@ -9,6 +9,7 @@ const WRAPPERS: &[&str] = &[
     "Error: ",
     "error: ",
     "failed to create containerd task: ",
+    "failed to create containerd container: ",
     "failed to create shim task: ",
     "OCI runtime create failed: ",
     "runc create failed: ",
@@ -52,6 +53,8 @@ pub(super) fn steady(text: &str) -> String {
 
 fn unwrapped(text: &str) -> &str {
     let mut text = text.trim();
+    // The code of a runtime's error that has none.
+    text = text.strip_suffix(": unknown").unwrap_or(text);
     loop {
         let before = text;
         for wrapper in WRAPPERS {
@@ -59,6 +62,11 @@ fn unwrapped(text: &str) -> &str {
         }
         if let Some(rest) = text.strip_prefix("rpc error: code = ")
             && let Some((_, rest)) = rest.split_once(" desc = ")
+        {
+            text = rest;
+        }
+        if let Some(rest) = text.strip_prefix("mount callback failed on ")
+            && let Some((_, rest)) = rest.split_once(": ")
         {
             text = rest;
         }

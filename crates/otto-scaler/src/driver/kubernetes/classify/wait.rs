@@ -30,6 +30,10 @@ fn usual(class: Class, message: String) -> Waiting {
 
 /// `None`: it is on its way, as far as is known.
 pub(super) fn waiting(look: &Look<'_>) -> Option<Waiting> {
+    if look.is_deleted() {
+        // It will not begin any more; its containers are being ended, and look as if they had failed.
+        return None;
+    }
     if let Some(("False", reason, message, _)) = look.condition("PodScheduled") {
         return Some(match reason {
             "SchedulingGated" => {
@@ -59,9 +63,11 @@ pub(super) fn waiting(look: &Look<'_>) -> Option<Waiting> {
     })
 }
 
-/// The scheduler's sentence without what it says of preemption, which failed, too.
+/// The scheduler's sentence without what it tried besides, which failed, too.
 fn scheduler(message: &str) -> &str {
-    message.split(" preemption: ").next().unwrap_or(message)
+    let end =
+        [" preemption: ", ". no new claims to deallocate"].into_iter().filter_map(|what| message.find(what)).min();
+    message.get(..end.unwrap_or(message.len())).unwrap_or(message)
 }
 
 /// What keeps a container from running. `None`: nothing, or it is on its way.
@@ -154,7 +160,7 @@ pub(super) fn runtime_trouble(message: &str) -> (Class, Option<&'static str>) {
         "context deadline exceeded",
     ]) {
         (Class::Infrastructure, None)
-    } else if has(&["OOM-killed (memory limit too low?)", "container init was OOM-killed"]) {
+    } else if has(&["memory limit too low", "container init was OOM-killed", "unable to set memory limit"]) {
         (Class::Config, Some("the job's memory limit is too low to start a program"))
     } else if has(&["exec format error"]) {
         (
