@@ -44,9 +44,13 @@ pub(crate) fn image_bytes(reference: &str) -> anyhow::Result<u64> {
     size.trim().parse().with_context(|| format!("size of {reference}"))
 }
 
-/// Builds an image from a folder with a Dockerfile.
-pub(crate) fn build(dir: &Path, reference: &str) -> Command {
+/// Builds an image from a folder with a Dockerfile. What the engine says is shown if it fails.
+pub(crate) fn build(dir: &Path, reference: &str) -> anyhow::Result<()> {
     let mut build = Command::new("docker");
-    build.args(["build", "--quiet", "--tag", reference]).arg(dir).stdout(Stdio::null());
-    build
+    let output = build.args(["build", "--tag", reference]).arg(dir).output().context("starting docker")?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        bail!("docker build of {reference} ended with {}:\n{}", output.status, String::from_utf8_lossy(&said).trim());
+    }
+    Ok(())
 }

@@ -97,7 +97,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     for image in [&SCALER, &SCALER_PROCESS, &LOG_INGEST, &WORKER, &CLI] {
         let folder = Folder::prepare(image, &binaries)?;
         let reference = format!("ottoscaler/{}:{}", image.name, options.tag);
-        folder.build(&reference, &interrupt)?;
+        folder.build(&reference)?;
         let bytes = docker::image_bytes(&reference)?;
         println!("built {reference} ({:.1} MB)", bytes as f64 / 1e6);
         if let Some(limit) = image.limit.filter(|limit| options.profile == Profile::Release && bytes > *limit) {
@@ -108,14 +108,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Builds an image under a tag that is made of its content, unless it is there; returns its reference.
-pub(crate) fn ensure(image: &Image, binaries: &Path, interrupt: &Interrupt) -> anyhow::Result<String> {
+pub(crate) fn ensure(image: &Image, binaries: &Path) -> anyhow::Result<String> {
     let folder = Folder::prepare(image, binaries)?;
     let reference = format!("ottoscaler/{}:{}", image.name, folder.tag()?);
     if docker::has_image(&reference)? {
         return Ok(reference);
     }
     eprintln!("xtask: building {reference}");
-    folder.build(&reference, interrupt)?;
+    folder.build(&reference)?;
     Ok(reference)
 }
 
@@ -167,8 +167,8 @@ impl<'a> Folder<'a> {
         Ok(Self { image, dir })
     }
 
-    fn build(&self, reference: &str, interrupt: &Interrupt) -> anyhow::Result<()> {
-        interrupt.run(&mut docker::build(&self.dir, reference))
+    fn build(&self, reference: &str) -> anyhow::Result<()> {
+        docker::build(&self.dir, reference)
     }
 
     /// The same for the same content, and for no other.

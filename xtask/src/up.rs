@@ -92,7 +92,10 @@ pub(crate) fn bring(options: &Options, overlay: &str, interrupt: &Interrupt) -> 
     let cluster = Cluster::new(&options.name)?;
     cluster.check_ours()?;
     let binaries = images::static_binaries(options.profile, interrupt)?;
-    let ensure = |image| images::ensure(image, &binaries, interrupt);
+    let ensure = |image| -> anyhow::Result<String> {
+        interrupt.check()?;
+        images::ensure(image, &binaries)
+    };
     let built = overlay::Images {
         scaler: ensure(&images::SCALER)?,
         log_ingest: ensure(&images::LOG_INGEST)?,

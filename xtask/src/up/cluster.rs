@@ -91,11 +91,12 @@ impl Cluster {
         fs::write(&config, self.config()?)?;
         fs::write(self.made_here(), "by cargo xtask up: cargo xtask down may delete the cluster\n")?;
         let mut create = Command::new(&self.kind);
-        create.args(["create", "cluster", "--wait", "180s", "--name", &self.name]);
+        create.args(["create", "cluster", "--quiet", "--wait", "180s", "--name", &self.name]);
         create.arg("--config").arg(&config).arg("--kubeconfig").arg(self.kubeconfig());
         if let Some(image) = image {
             create.args(["--image", image]);
         }
+        eprintln!("xtask: creating the kind cluster {}", self.name);
         // Out of reach of Ctrl-C: it would leave half a cluster.
         let mut child = create.process_group(0).spawn().context("starting kind")?;
         let status = interrupt.wait_for(&mut child)?;
@@ -135,7 +136,7 @@ impl Cluster {
         let there = self.exists()?;
         if there {
             let mut delete = Command::new(&self.kind);
-            delete.args(["delete", "cluster", "--name", &self.name]);
+            delete.args(["delete", "cluster", "--quiet", "--name", &self.name]);
             tools::run(delete.arg("--kubeconfig").arg(self.kubeconfig()))?;
         }
         if self.dir.exists() {
@@ -152,7 +153,8 @@ impl Cluster {
     /// Brings images onto the node; those it has are left out.
     pub(crate) fn load(&self, images: &[&str], interrupt: &Interrupt) -> anyhow::Result<()> {
         let mut load = Command::new(&self.kind);
-        load.args(["load", "docker-image", "--name", &self.name]).args(images);
+        load.args(["load", "docker-image", "--quiet", "--name", &self.name]).args(images);
+        eprintln!("xtask: loading images onto the node");
         interrupt.run(&mut load)
     }
 

@@ -29,7 +29,7 @@ pub(super) fn ensure(wanted: &str, interrupt: &Interrupt) -> anyhow::Result<Stri
             eprintln!(
                 "xtask: {wanted} cannot be pulled ({why}); packing this machine's redis-server into an image instead"
             );
-            pack(interrupt)
+            pack()
         }
     }
 }
@@ -65,7 +65,7 @@ fn pull(wanted: &str, interrupt: &Interrupt) -> anyhow::Result<Option<String>> {
 }
 
 /// The programs with the shared libraries they need, under the same paths.
-fn pack(interrupt: &Interrupt) -> anyhow::Result<String> {
+fn pack() -> anyhow::Result<String> {
     tools::ensure_packages(&[tools::REDIS, tools::REDIS_CLI])?;
     let dir = workspace::target().join("images/redis");
     if dir.exists() {
@@ -88,7 +88,7 @@ fn pack(interrupt: &Interrupt) -> anyhow::Result<String> {
     fs::write(dir.join("Dockerfile"), "FROM scratch\nCOPY . /\nENV PATH=/usr/bin\nUSER 65532:65532\n")?;
     let reference = format!("ottoscaler/redis-of-this-machine:{}", hex(&hash.finalize()[..6]));
     if !docker::has_image(&reference)? {
-        interrupt.run(&mut docker::build(&dir, &reference))?;
+        docker::build(&dir, &reference)?;
     }
     Ok(reference)
 }

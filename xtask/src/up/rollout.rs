@@ -10,9 +10,11 @@ use super::why;
 use crate::interrupt::Interrupt;
 
 const WITHIN: Duration = Duration::from_secs(300);
+/// When nothing has changed for so long, warnings about Pods are looked for.
+const SILENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A program that ended so often does not come up by waiting.
-const RESTARTS: u64 = 4;
+const RESTARTS: u64 = 3;
 
 /// Waits for every Deployment and StatefulSet of the namespace, and tells what changes.
 ///
@@ -21,6 +23,8 @@ const RESTARTS: u64 = 4;
 pub(super) fn wait(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut told = String::new();
+    let mut silent_since = start;
+    let mut warned = Vec::new();
     loop {
         let all = cluster.get(&["deployments,statefulsets,pods", "--namespace=ottoscaler"])?;
         let items = all["items"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -30,6 +34,7 @@ pub(super) fn wait(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<(
         if state != told {
             eprintln!("xtask: {state}");
             told = state;
+            silent_since = Instant::now();
         }
         if !sets.is_empty() && sets.iter().all(Progress::done) {
             return Ok(());
@@ -39,6 +44,17 @@ pub(super) fn wait(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<(
             let waiting: Vec<_> = sets.iter().filter(|set| !set.done()).map(|set| set.name.as_str()).collect();
             let what = if hopeless { "it ends again and again".to_owned() } else { format!("not within {WITHIN:?}") };
             bail!("{} did not come up ({what}):\n{}", waiting.join(", "), why::of_pods(cluster, &pods));
+        }
+        if silent_since.elapsed() > SILENCE {
+            silent_since = Instant::now();
+            for warning in why::warnings(cluster, &pods)
+                .into_iter()
+                .filter(|warning| !warned.contains(warning))
+                .collect::<Vec<_>>()
+            {
+                eprintln!("xtask: {warning}");
+                warned.push(warning);
+            }
         }
         interrupt.pause(LOOK_EVERY)?;
     }

@@ -27,6 +27,10 @@ pub(super) fn short(pod: &Value) -> Option<String> {
     for container in list(&pod["status"]["containerStatuses"]) {
         let waiting = &container["state"]["waiting"];
         let reason = text(&waiting["reason"]);
+        if reason == "CrashLoopBackOff" {
+            // Its message only repeats names.
+            return Some(format!("{name}: ends again and again"));
+        }
         if !matches!(reason, "" | "ContainerCreating" | "PodInitializing") {
             return Some(format!("{name}: {reason} {}", text(&waiting["message"])).trim_end().to_owned());
         }
@@ -35,6 +39,12 @@ pub(super) fn short(pod: &Value) -> Option<String> {
         condition["type"] == "PodScheduled" && condition["status"] == "False" && condition["reason"] == "Unschedulable"
     })?;
     Some(format!("{name}: {}", text(&unscheduled["message"])))
+}
+
+/// What the cluster warns of Pods that are not ready.
+pub(super) fn warnings(cluster: &Cluster, pods: &[&Value]) -> Vec<String> {
+    let names = pods.iter().filter(|pod| !is_ready(pod)).map(|pod| text(&pod["metadata"]["name"]));
+    names.flat_map(|name| events(cluster, name).into_iter().map(move |event| format!("{name}: {event}"))).collect()
 }
 
 /// Everything worth knowing of those Pods that are not ready.
