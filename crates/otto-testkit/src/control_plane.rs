@@ -4,6 +4,7 @@
 //! [`ControlPlane::kwok_namespace`]) or the test does, status by status ([`ControlPlane::namespace`]).
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Mutex;
@@ -223,7 +224,10 @@ impl ControlPlane {
             "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it", "namespace": namespace}}],
             "current-context": "it",
         });
-        fs::write(&path, text.to_string()).with_context(|| path.display().to_string())?;
+        // Tests beside this one may read the same file.
+        let mut file = tempfile::NamedTempFile::new_in(self.dir.path())?;
+        file.write_all(text.to_string().as_bytes())?;
+        file.persist(&path).with_context(|| path.display().to_string())?;
         Ok(path)
     }
 

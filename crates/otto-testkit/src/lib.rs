@@ -5,6 +5,7 @@
 //! be ours after the fact.
 
 mod control_plane;
+mod fault_proxy;
 mod process;
 mod redis_server;
 mod services;
@@ -12,11 +13,10 @@ mod services;
 pub use control_plane::{
     AuditEvent, AuditObject, AuditStatus, AuditUser, ControlPlane, Namespace, Options as ControlPlaneOptions,
 };
+pub use fault_proxy::{Asked, Fault, FaultProxy, Fired, Rule};
 pub use process::{Process, binary, program};
 pub use redis_server::RedisServer;
-pub use services::{
-    LogIngest, LogIngestProgram, PodScaler, PodScalerProgram, Program, Scaler, ScalerProgram, Service,
-};
+pub use services::{LogIngest, LogIngestProgram, PodScaler, PodScalerProgram, Program, Scaler, ScalerProgram, Service};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

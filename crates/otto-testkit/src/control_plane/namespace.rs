@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use super::{AuditEvent, ControlPlane};
 use crate::{PATIENCE, eventually};
 
+const SCALER_RBAC: &str = include_str!("../../../../k8s/base/scaler/rbac.yaml");
+
 /// A namespace of one test's own.
 pub struct Namespace<'a> {
     plane: &'a ControlPlane,
@@ -120,22 +122,13 @@ impl<'a> Namespace<'a> {
         self.plane.write_kubeconfig(&name, url.unwrap_or(&own), &token, &self.name)
     }
 
-    /// Kubeconfig of a service account `otto-scaler`, made if need be, that may do what the scaler does.
+    /// Kubeconfig of a service account `otto-scaler`, made if need be with the very Role of `k8s/base`.
     ///
     /// # Errors
     /// When the API server refuses it.
     pub async fn scaler_kubeconfig(&self, url: Option<&str>) -> anyhow::Result<PathBuf> {
         if self.api::<ServiceAccount>().get_opt("otto-scaler").await?.is_none() {
-            self.service_account(
-                "otto-scaler",
-                json!([
-                    {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "get", "list", "watch", "delete"]},
-                    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get"]},
-                    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-                     "verbs": ["create", "get", "update", "patch", "list", "watch"]},
-                ]),
-            )
-            .await?;
+            self.service_account("otto-scaler", scaler_rules()?).await?;
         }
         self.kubeconfig("otto-scaler", url).await
     }
@@ -253,6 +246,13 @@ impl<'a> Namespace<'a> {
     pub fn plane(&self) -> &'a ControlPlane {
         self.plane
     }
+}
+
+/// What the scaler may do in the workers' namespace: the rules of its Role.
+fn scaler_rules() -> anyhow::Result<Value> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(SCALER_RBAC).context("rbac.yaml")?;
+    let role = documents.into_iter().find(|object| object["kind"] == "Role").context("rbac.yaml has no Role")?;
+    Ok(role["rules"].clone())
 }
 
 fn ended(exit_code: i32, message: &str) -> Value {

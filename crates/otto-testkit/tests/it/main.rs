@@ -6,6 +6,7 @@ mod control_plane;
 mod dead_letters;
 mod dev;
 mod end_to_end;
+mod fault_proxy;
 mod grpcurl;
 mod launch;
 mod system;
