@@ -9,6 +9,9 @@
 //!   `scale_down n` of such a task has nothing to lower and says so: keeping it as a cap for later would let a typing
 //!   error in a task id starve an unrelated task days later.
 
+use std::collections::BTreeSet;
+
+use crate::driver::kubernetes::image;
 use crate::event::{Direction, GivenSpec, ScaleEvent};
 use crate::task::{EntryId, Millis, Phase, Record, Spec, WorkerPhase};
 
@@ -16,7 +19,7 @@ use crate::task::{EntryId, Millis, Phase, Record, Spec, WorkerPhase};
 #[derive(Clone, Debug)]
 pub(crate) struct Defaults {
     pub(crate) image: String,
-    /// Never empty.
+    /// Empty: events must say.
     pub(crate) command: Vec<String>,
     /// 0: no limit.
     pub(crate) timeout_seconds: u32,
@@ -26,6 +29,15 @@ pub(crate) struct Defaults {
     pub(crate) max_count: u32,
     /// How long records of ended tasks are kept.
     pub(crate) retention: Millis,
+    /// Workers are Pods; `None`: processes, which need no image and know no classes.
+    pub(crate) pods: Option<Pods>,
+}
+
+/// What the Pods of workers can be.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pods {
+    /// Resource classes that events may name.
+    pub(crate) classes: BTreeSet<String>,
 }
 
 /// Why an event can never be applied: goes with the dead letter.
@@ -54,6 +66,14 @@ pub(crate) enum Reason {
         entry: EntryId,
         /// Milliseconds.
         retention: Millis,
+    },
+    /// Nothing can be run from what the event says and leaves open.
+    #[error("`{field}` {detail}")]
+    Unusable {
+        /// The event's field.
+        field: &'static str,
+        /// What is wrong and what is accepted.
+        detail: String,
     },
     /// More workers than a task may have.
     #[error("`pod_count` is {count}; accepted: 0 to {maximum}")]
@@ -122,7 +142,46 @@ fn refused(current: Option<&Record>, event: &ScaleEvent, defaults: &Defaults, no
     if event.count > defaults.max_count {
         return Some(Reason::TooMany { count: event.count, maximum: defaults.max_count });
     }
-    current.and_then(|record| contradiction(&record.spec, &event.spec))
+    match current {
+        Some(record) => contradiction(&record.spec, &event.spec),
+        // Without workers, nothing need be possible: a cancel always is.
+        None if event.count == 0 || event.direction == Direction::Down => None,
+        None => defaults.pods.as_ref().and_then(|pods| unusable(&spec(&event.spec, defaults), pods)),
+    }
+}
+
+/// What no Pod could ever run.
+fn unusable(spec: &Spec, pods: &Pods) -> Option<Reason> {
+    let unusable = |field, detail: String| Some(Reason::Unusable { field, detail });
+    if spec.image.is_empty() {
+        let accepted = format!("accepted: {}", image::ACCEPTED);
+        return unusable("image", format!("is missing, and --worker-image names none ({accepted})"));
+    }
+    if let Err(problem) = image::check(&spec.image) {
+        return unusable("image", format!("{} {problem} (accepted: {})", shortened(&spec.image), image::ACCEPTED));
+    }
+    if spec.command.is_empty() {
+        let why = "the image's own entrypoint would need registry credentials";
+        let accepted = r#"accepted: a JSON array of strings, like ["sh","-c","make"]"#;
+        return unusable("command", format!("is missing, and --default-command names none: {why} ({accepted})"));
+    }
+    if !spec.resource_class.is_empty() && !pods.classes.contains(&spec.resource_class) {
+        return unusable(
+            "resource_class",
+            unknown_class(&spec.resource_class, pods.classes.iter().map(String::as_str)),
+        );
+    }
+    None
+}
+
+/// Says that a resource class is not known, and which are.
+pub(crate) fn unknown_class<'a>(class: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let accepted = match known.is_empty() {
+        true => "none: the Pod template (--pod-template) has no classes".to_owned(),
+        false => format!("{}, or none", known.join(", ")),
+    };
+    format!("is {}, which the Pod template (--pod-template) does not have (accepted: {accepted})", shortened(&class))
 }
 
 fn contradiction(stored: &Spec, given: &GivenSpec) -> Option<Reason> {

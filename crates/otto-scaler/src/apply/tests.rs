@@ -11,6 +11,7 @@ fn defaults() -> Defaults {
         max_attempts: 2,
         max_count: 10,
         retention: 7 * 24 * 3_600_000,
+        pods: None,
     }
 }
 
@@ -169,4 +170,46 @@ fn a_record_survives_its_storage() {
     record.workers.push(Worker::queued(1, 7));
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+}
+
+#[test]
+fn a_pod_needs_an_image_and_a_command() {
+    let classes = ["big", "small"].map(str::to_owned).into();
+    let open = Defaults { image: String::new(), command: Vec::new(), pods: Some(Pods { classes }), ..defaults() };
+    let up = |image: &str, command: &[&str], class: &str| {
+        let mut event = event(Direction::Up, 1, entry(1));
+        event.spec.image = Some(image.to_owned()).filter(|image| !image.is_empty());
+        event.spec.command =
+            Some(command.iter().map(|word| (*word).to_owned()).collect()).filter(|_| !command.is_empty());
+        event.spec.resource_class = Some(class.to_owned()).filter(|class| !class.is_empty());
+        event
+    };
+    let refused =
+        |image: &str, command: &[&str], class: &str| dead(apply(None, &up(image, command, class), &open, NOW));
+    let problem = refused("debian:12", &[], "");
+    assert!(problem.starts_with("`command` is missing") && problem.contains("registry credentials"), "{problem}");
+    assert!(problem.contains("--default-command"), "{problem}");
+    let problem = refused("", &["true"], "");
+    assert!(problem.starts_with("`image` is missing") && problem.contains("--worker-image"), "{problem}");
+    let problem = refused("Debian", &["true"], "");
+    assert!(
+        problem.starts_with("`image` ") && problem.contains("lower case") && problem.contains("ghcr.io"),
+        "{problem}"
+    );
+    let problem = refused("debian", &["true"], "huge");
+    assert!(
+        problem.starts_with("`resource_class` is \"huge\"") && problem.contains("big, small, or none"),
+        "{problem}"
+    );
+
+    assert_eq!(put(apply(None, &up("debian", &["true"], "big"), &open, NOW)).0.spec.resource_class, "big");
+    // The configuration says what the event leaves open; a process needs none of it.
+    let full = Defaults { pods: open.pods.clone(), ..defaults() };
+    put(apply(None, &event(Direction::Up, 1, entry(1)), &full, NOW));
+    put(apply(None, &up("Debian", &["true"], "huge"), &defaults(), NOW));
+    // Nothing is to run.
+    let (cancelled, ..) = put(apply(None, &event(Direction::Down, 0, entry(1)), &open, NOW));
+    assert_eq!(cancelled.phase, Phase::Cancelled);
+    let (none, ..) = put(apply(None, &event(Direction::Up, 0, entry(1)), &open, NOW));
+    assert_eq!(none.phase, Phase::Succeeded);
 }

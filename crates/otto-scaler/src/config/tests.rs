@@ -65,3 +65,25 @@ fn bad_values_name_the_setting() {
     let config = parse(&["--redis-url", "http://x"]).unwrap();
     assert!(config.redis.options(Duration::from_secs(60)).unwrap_err().to_string().contains("--redis-url"));
 }
+
+#[test]
+fn what_pods_need_is_asked_of_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pods.yaml");
+    let path = path.to_str().unwrap();
+    std::fs::write(path, "classes: {big: {spec: {nodeSelector: {pool: big}}}}").unwrap();
+    let args =
+        ["--driver", "kubernetes", "--pod-template", path, "--worker-arg=--spool-bytes=64MiB", "--worker-image", "a"];
+    let config = parse(&args).unwrap();
+    let defaults = config.options().unwrap().defaults;
+    assert_eq!(defaults.command, Vec::<String>::new());
+    assert_eq!(defaults.pods.unwrap().classes.into_iter().collect::<Vec<_>>(), ["big"]);
+    let options = config.kubernetes();
+    assert_eq!((options.worker_image.as_str(), options.worker_args), ("a", vec!["--spool-bytes=64MiB".to_owned()]));
+
+    std::fs::write(path, "spec: {restartPolicy: Always}").unwrap();
+    let problem = format!("{:#}", parse(&args).unwrap().options().unwrap_err());
+    assert!(problem.contains("--pod-template") && problem.contains("`spec.restartPolicy`"), "{problem}");
+    let process = parse(&["--pod-template", path]).unwrap().options().unwrap().defaults;
+    assert!(process.pods.is_none() && !process.command.is_empty());
+}

@@ -71,6 +71,7 @@ fn record(task_id: &str) -> Record {
         max_attempts: 1,
         max_count: 1,
         retention: 1,
+        pods: None,
     };
     match apply(None, &event, &defaults, 5) {
         Decision::Put { record, .. } => record,

@@ -1,13 +1,17 @@
 //! Settings of the Kubernetes driver alone.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use otto_service::settings::parse_duration;
 
+use super::template::Template;
+
 /// Flatten it into the scaler's settings.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Driver kubernetes")]
+#[group(id = "kubernetes")]
 pub(crate) struct Settings {
     /// Namespace of the workers. Default: that of the kubeconfig's context, or of this Pod.
     #[arg(long, env = "OTTO_NAMESPACE", value_name = "NAME")]
@@ -42,8 +46,20 @@ pub(crate) struct Options {
     pub(crate) settings: Settings,
     /// As workers reach it.
     pub(crate) log_server: String,
+    /// Of events that name none; may be empty.
+    pub(crate) worker_image: String,
+    /// Further flags of the agent.
+    pub(crate) worker_args: Vec<String>,
     /// From SIGTERM to SIGKILL of a job.
     pub(crate) stop_grace: Duration,
     /// Output of an ended worker that the log server does not take is kept so long.
     pub(crate) drain_limit: Duration,
+}
+
+/// The resource classes that events may name, by the Pod template.
+///
+/// # Errors
+/// Names the file, and the path in it.
+pub(crate) fn resource_classes(settings: &Settings) -> anyhow::Result<BTreeSet<String>> {
+    Ok(Template::read(settings.pod_template.as_deref())?.classes().map(str::to_owned).collect())
 }

@@ -218,9 +218,11 @@ pub(super) fn variable(
     if name.is_empty()
         || name.len() > MAX_NAME
         || name.starts_with(|c: char| c.is_ascii_digit())
+        || name == "."
+        || name.starts_with("..")
         || !name.chars().all(named)
     {
-        let accepted = "1 to 256 letters, digits, `_`, `-` or `.`, not beginning with a digit";
+        let accepted = "1 to 256 letters, digits, `_`, `-` or `.`, not beginning with a digit or two dots";
         return Err(invalid(field, format_args!("name {}", shown(name.as_bytes())), accepted));
     }
     if name.starts_with("OTTO_") {
