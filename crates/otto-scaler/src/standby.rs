@@ -113,6 +113,3 @@ impl Follower {
         Ok(board)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking; clippy knows only #[test] functions as tests")]
 
 mod calls;
+mod ha;
 mod life;
 mod process;
 mod redis;

@@ -39,6 +39,7 @@ const VERBS: &str = "a scaler needs get, watch, create and update of leases.coor
 /// Settings of the election.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Leader election (driver kubernetes)")]
+#[group(id = "election")]
 pub(crate) struct Settings {
     /// A leader that is silent for so long is followed by another.
     #[arg(long, env = "OTTO_LEASE_DURATION", value_name = "TIME", default_value = "15s", value_parser = parse_duration)]

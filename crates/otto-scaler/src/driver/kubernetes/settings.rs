@@ -50,6 +50,8 @@ pub(crate) struct Options {
     pub(crate) worker_image: String,
     /// Further flags of the agent.
     pub(crate) worker_args: Vec<String>,
+    /// Longest wait for what a job needs before it can begin; zero: for ever.
+    pub(crate) start_patience: Duration,
     /// From SIGTERM to SIGKILL of a job.
     pub(crate) stop_grace: Duration,
     /// Output of an ended worker that the log server does not take is kept so long.

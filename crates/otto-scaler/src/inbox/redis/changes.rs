@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use otto_service::client::Backoff;
+use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, RedisResult, ServerErrorKind, Value};
 use tokio_util::sync::CancellationToken;
 
@@ -69,19 +70,19 @@ impl Changes {
 
     async fn follow(&mut self, handle: &Handle, troubled: &mut bool) -> RedisResult<Infallible> {
         let mut reader = self.link.dedicated(BLOCK).await?;
+        // There is more than was read.
+        let mut behind = false;
         loop {
             let position = match self.position {
                 Some(position) => position,
                 None => {
+                    // Before the records are read: what is written from now on is read again.
                     let end = self.end().await?;
                     handle.reload().await;
                     *self.position.insert(end)
                 }
             };
-            let mut command = redis::cmd("XREAD");
-            command.arg("COUNT").arg(READ).arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX));
-            command.arg("STREAMS").arg(&self.stream).arg(position.id.to_string());
-            let entries = entry::read_reply(command.query_async::<Value>(&mut reader).await?)?;
+            let entries = self.read(&mut reader, position, !behind).await?;
             if std::mem::take(troubled) {
                 tracing::info!(stream = self.stream, "changes by other replicas are read again");
             }
@@ -90,17 +91,32 @@ impl Changes {
                 count: position.count + u64::try_from(entries.len()).unwrap_or_default(),
             };
             self.position = Some(read);
+            let in_vain = behind && entries.is_empty();
             handle.changed(entries.iter().filter_map(task).collect()).await;
             let end = self.end().await?;
-            // What was added meanwhile is read next.
-            if end.id <= read.id && end != read {
+            behind = end.id > read.id;
+            if in_vain || (!behind && end != read) {
                 tracing::warn!(stream = self.stream, "changes by other replicas were lost; all records are read again");
-                self.position = Some(end);
-                handle.reload().await;
-            } else if end.id > read.id && end.count < read.count {
                 self.position = None;
+                behind = false;
             }
         }
+    }
+
+    /// What comes after a place; waits for it if it may.
+    async fn read(
+        &self,
+        reader: &mut MultiplexedConnection,
+        position: Position,
+        wait: bool,
+    ) -> RedisResult<Vec<Entry>> {
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(READ);
+        if wait {
+            command.arg("BLOCK").arg(u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX));
+        }
+        command.arg("STREAMS").arg(&self.stream).arg(position.id.to_string());
+        entry::read_reply(command.query_async::<Value>(reader).await?)
     }
 
     /// Where the stream ends.

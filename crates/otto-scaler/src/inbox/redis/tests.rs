@@ -21,6 +21,8 @@ use crate::task::Record;
 
 mod faults;
 mod flow;
+mod followers;
+mod leaders;
 mod links;
 mod owners;
 mod starts;
@@ -98,6 +100,7 @@ impl Fake {
             max_attempts: 1,
             max_count: 100,
             retention: 7 * 86_400_000,
+            pods: None,
         };
         loop {
             let current = self.store.get(&event.task_id).await?;

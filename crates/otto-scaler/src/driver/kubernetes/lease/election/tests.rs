@@ -171,7 +171,6 @@ struct World {
     /// Share of messages that are lost, and the longest way of one that is not.
     loss: f64,
     delay: Nanos,
-    turns: u32,
 }
 
 impl World {
@@ -187,18 +186,8 @@ impl World {
                 over: false,
             })
             .collect();
-        let mut world = Self {
-            random,
-            now: 0,
-            queue: BTreeMap::new(),
-            count: 0,
-            version: 0,
-            lease: None,
-            processes,
-            loss,
-            delay,
-            turns: 0,
-        };
+        let mut world =
+            Self { random, now: 0, queue: BTreeMap::new(), count: 0, version: 0, lease: None, processes, loss, delay };
         for who in 0..candidates {
             world.send(0, Message::Look { from: who });
             world.send(SECOND, Message::Act { who });
@@ -224,20 +213,14 @@ impl World {
     }
 
     fn run(&mut self, until: Nanos) {
-        let mut led = 0;
-        while let Some(((at, _), message)) = self.queue.pop_first() {
+        while let Some(next) = self.queue.first_entry().filter(|next| next.key().0 <= until) {
+            let ((at, _), message) = next.remove_entry();
             self.now = at;
             assert!(self.leaders() <= 1, "two leaders at {at}");
-            if led == 0 && self.leaders() == 1 {
-                self.turns += 1;
-            }
-            led = self.leaders();
-            if at > until {
-                return;
-            }
             self.take(message);
             assert!(self.leaders() <= 1, "two leaders at {at}");
         }
+        self.now = until;
     }
 
     fn take(&mut self, message: Message) {
@@ -367,12 +350,17 @@ proptest! {
         world.run(1_800 * SECOND);
     }
 
-    /// With a server that answers, somebody leads nearly always, and a frozen leader is followed by another.
+    /// With a server that answers, somebody leads nearly always, whoever is frozen.
     #[test]
     fn somebody_leads(seed: u64) {
         let mut world = World::new(seed, 3, 0.0, SECOND / 10);
-        world.run(60 * SECOND);
-        prop_assert_eq!(world.turns, 1);
-        prop_assert_eq!(world.leaders() <= 1, true);
+        let (mut led, mut samples) = (0, 0);
+        for second in 1..1_800 {
+            world.run(second * SECOND);
+            samples += 1;
+            led += world.leaders();
+        }
+        // A frozen leader's place is free for some 17 s, and each is frozen some three times in this time.
+        prop_assert!(led * 10 > samples * 7, "{} of {}", led, samples);
     }
 }

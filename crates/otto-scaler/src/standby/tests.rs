@@ -1,1 +1,0 @@
-//! Against a real Redis: two replicas on one stream.

@@ -1,0 +1,331 @@
+//! Several replicas on one Redis and one namespace of a real API server: who leads, what the others do, and what happens
+//! when the leader ends, is killed, or is frozen.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use otto_proto::v1::ottoscaler_service_client::OttoscalerServiceClient;
+use otto_proto::v1::scale_response::Status as Outcome;
+use otto_proto::v1::task_service_client::TaskServiceClient;
+use otto_proto::v1::watch_workers_response::Kind;
+use otto_proto::v1::{
+    DeleteTaskRequest, GetTaskRequest, ListDeadLettersRequest, ListTasksRequest, TaskState, WatchWorkersRequest,
+    WorkerStatusRequest,
+};
+use otto_testkit::{ControlPlane, Namespace, PodScaler, RedisServer, eventually};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tonic::Code;
+use tonic::transport::Channel;
+use tonic_types::StatusExt;
+
+use crate::setup::{count, http};
+
+/// So long that no test waits for its end: whoever leads after another was told so.
+const LONG: [&str; 6] = ["--lease-duration", "120s", "--lease-renew-deadline", "80s", "--lease-retry", "200ms"];
+/// As short as a loaded machine allows.
+const SHORT: [&str; 6] = ["--lease-duration", "6s", "--lease-renew-deadline", "4s", "--lease-retry", "200ms"];
+
+/// Replicas, each with a directory of its own.
+struct Replicas {
+    all: Vec<(PodScaler, TempDir)>,
+    namespace: Namespace<'static>,
+    redis: Option<RedisServer>,
+    flags: Vec<String>,
+    kubeconfig: String,
+}
+
+impl Replicas {
+    async fn start(name: &str, many: usize, with_redis: bool, flags: &[&str]) -> Self {
+        let plane = ControlPlane::shared().await.unwrap();
+        let namespace = plane.namespace(name).await.unwrap();
+        let kubeconfig = namespace.scaler_kubeconfig(None).await.unwrap().display().to_string();
+        let redis = if with_redis { Some(RedisServer::start().await.unwrap()) } else { None };
+        let mut all: Vec<_> = [
+            // Nobody listens on port 1.
+            ["--log-server", "http://127.0.0.1:1"],
+            ["--namespace", namespace.name()],
+            ["--agent-image", "example.com/otto-worker:1"],
+            ["--worker-image", "example.com/job:1"],
+            ["--default-command", r#"["true"]"#],
+        ]
+        .concat();
+        let url = redis.as_ref().map(RedisServer::url).unwrap_or_default();
+        if with_redis {
+            all.extend(["--redis-url", &url]);
+        }
+        all.extend(flags);
+        let flags = all.into_iter().map(str::to_owned).collect();
+        let mut replicas = Self { all: Vec::new(), namespace, redis, flags, kubeconfig };
+        for _ in 0..many {
+            replicas.one_more().await;
+        }
+        replicas
+    }
+
+    async fn one_more(&mut self) {
+        let dir = tempfile::tempdir().unwrap();
+        let flags: Vec<_> = self.flags.iter().map(String::as_str).collect();
+        let env = [("KUBECONFIG", self.kubeconfig.as_str()), ("RUST_LOG", "info")];
+        let scaler = PodScaler::start_with_env(dir.path(), &flags, &env).await.unwrap();
+        self.all.push((scaler, dir));
+    }
+
+    fn scaler(&self, n: usize) -> &PodScaler {
+        &self.all[n].0
+    }
+
+    async fn calls(&self, n: usize) -> OttoscalerServiceClient<Channel> {
+        OttoscalerServiceClient::new(self.scaler(n).channel().await.unwrap())
+    }
+
+    async fn tasks(&self, n: usize) -> TaskServiceClient<Channel> {
+        TaskServiceClient::new(self.scaler(n).channel().await.unwrap())
+    }
+
+    async fn lease(&self) -> Option<Lease> {
+        self.namespace.api::<Lease>().get_opt("otto-scaler").await.unwrap()
+    }
+
+    /// Which of them has the Lease, other than `not`.
+    async fn leader(&self, not: Option<usize>) -> usize {
+        eventually("one of them leads", async || {
+            let lease = self.lease().await?;
+            let address = lease.metadata.annotations?.remove("ottoscaler.io/grpc-address")?;
+            let leader = self.all.iter().position(|(scaler, _)| scaler.grpc_addr() == address)?;
+            (Some(leader) != not).then_some(leader)
+        })
+        .await
+    }
+
+    async fn pod(&self, what: &str, begins: &str) {
+        eventually(what, async || {
+            let pods = self.namespace.list_pods().await.unwrap();
+            pods.into_iter().find(|pod| pod.metadata.name.as_ref().is_some_and(|name| name.starts_with(begins)))
+        })
+        .await;
+    }
+
+    async fn add(&self, task_id: &str, workers: u32) {
+        let mut connection = self.redis.as_ref().unwrap().connect().await.unwrap();
+        let mut add = redis::cmd("XADD");
+        add.arg("otto:scale:events").arg("*").arg("type").arg("scale_up").arg("task_id").arg(task_id);
+        add.arg("pod_count").arg(workers).query_async::<String>(&mut connection).await.unwrap();
+    }
+
+    /// No Pod was ever created twice, by anybody, and no second attempt of a worker was made.
+    fn nothing_doubled(&self) {
+        let mut created = BTreeMap::<String, u32>::new();
+        for event in self.namespace.audit().unwrap() {
+            let made = event.verb == "create" && event.response_status.code == 201;
+            // The template is tried out by dry runs.
+            if made && event.object_ref.resource == "pods" && !event.request_uri.contains("dryRun") {
+                *created.entry(event.object_ref.name.clone()).or_default() += 1;
+            }
+        }
+        assert!(created.values().all(|times| *times == 1), "{created:?}");
+    }
+
+    fn log(&self, n: usize) -> String {
+        self.scaler(n).process.log_tail()
+    }
+}
+
+/// Each replica is ready and serves, whoever leads; what only the leader can do is passed on to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_replica_serves() {
+    let replicas = Replicas::start("every-replica", 2, true, &LONG).await;
+    let leader = replicas.leader(None).await;
+    let standby = 1 - leader;
+    let (ready, text) = http(&replicas.scaler(standby).admin_url(), "/readyz").await;
+    let holder = replicas.lease().await.unwrap().spec.unwrap().holder_identity.unwrap();
+    assert!(ready == 200 && text.contains(&format!("event stream: stands by; {holder} leads")), "{ready} {text}");
+    for (n, leads) in [(leader, 1), (standby, 0)] {
+        let metrics = http(&replicas.scaler(n).admin_url(), "/metrics").await.1;
+        assert!(metrics.lines().any(|line| line == format!("otto_scaler_leader {leads}")), "{metrics}");
+    }
+    eventually("the leader is ready", async || {
+        (http(&replicas.scaler(leader).admin_url(), "/readyz").await.0 == 200).then_some(())
+    })
+    .await;
+
+    // A call at the standby; the leader makes the Pods.
+    let mut calls = replicas.calls(standby).await;
+    let mut tasks = replicas.tasks(standby).await;
+    let up = calls.scale_up(count("task", 2)).await.unwrap().into_inner();
+    assert_eq!((up.status(), up.worker_pod_names.len()), (Outcome::Success, 2));
+    let pods = replicas.namespace.pods_there(2).await;
+    let mut names: Vec<_> = pods.into_iter().filter_map(|pod| pod.metadata.name).collect();
+    names.sort();
+    assert_eq!(names, up.worker_pod_names);
+    let again = replicas.calls(leader).await.scale_up(count("task", 2)).await.unwrap().into_inner();
+    assert_eq!((again.status(), &again.worker_pod_names), (Outcome::AlreadyProcessed, &up.worker_pod_names));
+    let status = calls.scale_down(count("nobody", 1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "{status}");
+
+    // Reading there, and watching.
+    for request in ["task", ""] {
+        let request = WorkerStatusRequest { task_id: request.to_owned(), ..WorkerStatusRequest::default() };
+        assert_eq!(calls.get_worker_status(request).await.unwrap().into_inner().total_count, 2);
+    }
+    let listed = tasks.list_tasks(ListTasksRequest::default()).await.unwrap().into_inner().tasks;
+    assert_eq!(listed.iter().map(|task| task.task_id.as_str()).collect::<Vec<_>>(), ["task"]);
+    assert!(
+        tasks.list_dead_letters(ListDeadLettersRequest::default()).await.unwrap().into_inner().dead_letters.is_empty()
+    );
+    let watch = WatchWorkersRequest { task_id: "task".to_owned() };
+    let mut watch = tasks.watch_workers(watch).await.unwrap().into_inner();
+    let first = watch.message().await.unwrap().unwrap().kind.unwrap();
+    assert!(matches!(first, Kind::Event(event) if event.task_id == "task"));
+    let status = tasks.delete_task(DeleteTaskRequest { task_id: "task".into() }).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert!(status.get_details_precondition_failure().is_some(), "details are passed on");
+    let status = tasks.get_task(GetTaskRequest { task_id: "nobody".into() }).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+
+    calls.scale_down(count("task", 0)).await.unwrap();
+    eventually("the Pods are told to go", async || {
+        let pods = replicas.namespace.list_pods().await.unwrap();
+        let mut told = true;
+        for pod in pods {
+            told &= pod.metadata.deletion_timestamp.is_some();
+            if pod.metadata.deletion_timestamp.is_some() {
+                let _ = replicas.namespace.let_go(&pod.metadata.name.unwrap()).await;
+            }
+        }
+        told.then_some(())
+    })
+    .await;
+    eventually("it is cancelled", async || {
+        let task = tasks.clone().get_task(GetTaskRequest { task_id: "task".into() }).await.unwrap().into_inner();
+        (task.state() == TaskState::Cancelled).then_some(())
+    })
+    .await;
+    // The watch at the standby tells its end.
+    let mut ended = false;
+    while let Some(message) = watch.message().await.unwrap() {
+        ended |= matches!(message.kind, Some(Kind::TaskEnded(_)));
+    }
+    assert!(ended);
+    replicas.nothing_doubled();
+}
+
+/// From SIGTERM to the next leader's first Pod. The Lease lasts two minutes, so this is no expiry.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_told_to_end_hands_over() {
+    let mut replicas = Replicas::start("hand-over", 3, true, &LONG).await;
+    let leader = replicas.leader(None).await;
+    let standby = (leader + 1) % 3;
+    replicas.add("before", 1).await;
+    replicas.pod("the leader works", "otto-before-").await;
+    // A watcher there does not hold it up.
+    let watch = WatchWorkersRequest { task_id: String::new() };
+    let mut watch = replicas.tasks(standby).await.watch_workers(watch).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+
+    let told = Instant::now();
+    replicas.scaler(leader).process.signal(Signal::TERM).unwrap();
+    replicas.add("by-stream", 1).await;
+    replicas.calls(standby).await.scale_up(count("by-call", 1)).await.unwrap();
+    replicas.pod("the next leader works", "otto-by-stream-").await;
+    replicas.pod("the next leader works", "otto-by-call-").await;
+    let took = told.elapsed();
+    println!("from SIGTERM to the next leader's Pods: {took:?}");
+    // On a machine of its own it is a fraction of a second.
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    let status = replicas.all[leader].0.process.wait().await.unwrap();
+    assert!(status.success(), "{}", replicas.log(leader));
+    assert_ne!(replicas.leader(Some(leader)).await, leader);
+    // The one it was passed on to has ended, and so it says.
+    let mut last = Ok(None);
+    for _ in 0..1_000 {
+        last = watch.message().await;
+        if !matches!(last, Ok(Some(_))) {
+            break;
+        }
+    }
+    assert!(last.as_ref().is_err_and(|status| status.code() == Code::Unavailable), "{last:?}");
+    replicas.nothing_doubled();
+}
+
+/// Killed in the middle of a burst: calls are taken meanwhile, and the next leader goes on where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_killed_is_followed() {
+    let mut replicas = Replicas::start("killed", 2, true, &SHORT).await;
+    let leader = replicas.leader(None).await;
+    let standby = 1 - leader;
+    for n in 0..20 {
+        replicas.add(&format!("burst-{n}"), 3).await;
+    }
+    replicas.pod("the burst has begun", "otto-burst-0-").await;
+    replicas.all[leader].0.process.kill().await.unwrap();
+    let mut calls = replicas.calls(standby).await;
+    let up = calls.scale_up(count("meanwhile", 1)).await.unwrap().into_inner();
+    assert_eq!(up.status(), Outcome::Success);
+    // Without a leader, lists are those of the store.
+    let listed = replicas.tasks(standby).await.list_tasks(ListTasksRequest::default()).await.unwrap().into_inner();
+    assert!(listed.tasks.iter().any(|task| task.task_id == "meanwhile"));
+    replicas.namespace.pods_there(61).await;
+    assert_eq!(replicas.leader(Some(leader)).await, standby);
+    // The one that was killed comes back, and stands by.
+    replicas.all[leader].0.restart().await.unwrap();
+    eventually("it stands by", async || {
+        let (ready, text) = http(&replicas.scaler(leader).admin_url(), "/readyz").await;
+        (ready == 200 && text.contains("stands by")).then_some(())
+    })
+    .await;
+    replicas.nothing_doubled();
+}
+
+/// Frozen past its Lease, with events and calls under way, and thawed: it ends, and nothing is done twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_frozen_ends() {
+    let mut replicas = Replicas::start("frozen", 2, true, &SHORT).await;
+    let leader = replicas.leader(None).await;
+    let standby = 1 - leader;
+    for n in 0..20 {
+        replicas.add(&format!("burst-{n}"), 3).await;
+    }
+    replicas.pod("the burst has begun", "otto-burst-0-").await;
+    replicas.scaler(leader).process.signal(Signal::STOP).unwrap();
+    let mut calls = replicas.calls(standby).await;
+    calls.scale_up(count("meanwhile", 1)).await.unwrap();
+    assert_eq!(replicas.leader(Some(leader)).await, standby);
+    replicas.namespace.pods_there(61).await;
+    // Something that the old leader knows otherwise.
+    calls.scale_down(count("meanwhile", 0)).await.unwrap();
+    replicas.scaler(leader).process.signal(Signal::CONT).unwrap();
+    let status = replicas.all[leader].0.process.wait().await.unwrap();
+    let log = replicas.log(leader);
+    assert!(!status.success(), "{log}");
+    assert!(
+        log.contains("the leader election failed: the Lease `otto-scaler` in namespace") && log.contains("is lost"),
+        "{log}"
+    );
+    // The new leader was not disturbed.
+    replicas.add("after", 1).await;
+    replicas.pod("the new leader works", "otto-after-").await;
+    assert!(!replicas.log(standby).contains("the task store is away"), "{}", replicas.log(standby));
+    replicas.nothing_doubled();
+}
+
+/// Without Redis the records are the leader's alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_the_others_say_who_leads() {
+    let replicas = Replicas::start("no-redis", 2, false, &LONG).await;
+    let leader = replicas.leader(None).await;
+    let standby = 1 - leader;
+    let holder = replicas.lease().await.unwrap().spec.unwrap().holder_identity.unwrap();
+    let status = replicas.calls(standby).await.scale_up(count("t", 1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains(&holder) && status.message().contains("--redis-url"), "{status}");
+    assert!(status.get_details_retry_info().is_some());
+    let (ready, text) = http(&replicas.scaler(standby).admin_url(), "/readyz").await;
+    assert!(ready == 503 && text.contains(&holder), "{ready} {text}");
+    replicas.calls(leader).await.scale_up(count("t", 1)).await.unwrap();
+    replicas.namespace.pods_there(1).await;
+    // Reading is passed on.
+    let listed = replicas.tasks(standby).await.list_tasks(ListTasksRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.tasks.len(), 1);
+}
