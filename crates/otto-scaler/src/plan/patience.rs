@@ -5,7 +5,7 @@ use crate::driver::{State, Waiting};
 use crate::task::{Class, Millis, Outcome};
 
 /// What every worker waits for at its beginning is told when it lasts longer than this: milliseconds.
-pub(super) const USUALLY_WITHIN: Millis = 30_000;
+pub(super) const USUALLY_WITHIN: Millis = 60_000;
 
 /// How long a worker may wait, in milliseconds; `None`: for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -74,9 +74,10 @@ fn by_disruption(look: &Look<'_>, reason: &str, message: &str) -> (Class, String
     let node = node(look);
     match reason {
         "PreemptionByScheduler" => (Class::Preempted, "preempted to make room for a Pod of higher priority".to_owned()),
-        "DeletionByTaintManager" => {
-            (Class::NodeLost, format!("{node} became unreachable, not ready, or was tainted so that it had to leave"))
-        }
+        "DeletionByTaintManager" => (
+            Class::NodeLost,
+            format!("{node} became unreachable or not ready, or was tainted so that the Pod had to leave"),
+        ),
         "DeletionByPodGC" => (Class::NodeLost, with(&format!("{node} was lost"), message)),
         "EvictionByEvictionAPI" => {
             (Class::Evicted, format!("evicted from {node} by request (the node was drained, or the like)"))

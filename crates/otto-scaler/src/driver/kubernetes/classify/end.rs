@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::cause::{Cause, node};
 use super::text::{steady, with};
 use super::wait::{self, Whose};
-use super::{Look, outcome};
+use super::{Look, millis, outcome};
 use crate::driver::kubernetes::seen::{SeenContainer, SeenTerminated};
 use crate::task::{Class, Millis, Outcome};
 
@@ -104,7 +104,7 @@ fn of_silent(look: &Look<'_>, end: &SeenTerminated, cause: Option<Cause>) -> Out
                 }),
             }
         }
-        ("StartError" | "ContainerCannotRun", _) => not_started(look, message),
+        ("StartError" | "ContainerCannotRun", _) => not_started(look, end),
         ("OOMKilled", _) => ended(Class::OutOfMemory, out_of_memory(look.job())),
         (_, _) if end.exit_code == 0 => ended(Class::Success, String::new()),
         (_, cause) => match (signal, cause) {
@@ -188,11 +188,17 @@ pub(super) fn before_the_job(look: &Look<'_>) -> Option<Outcome> {
 }
 
 /// The job's container was made, but could not be started.
-fn not_started(look: &Look<'_>, message: &str) -> Outcome {
+fn not_started(look: &Look<'_>, end: &SeenTerminated) -> Outcome {
+    let message = end.message.as_deref().unwrap_or_default();
     // Without an agent there is nothing to start: that is the reason to tell.
     let agent_came = look.agent().is_none_or(|agent| {
         let state = agent.state.as_ref();
-        state.is_some_and(|state| state.running.is_some())
+        let ended_later = state.and_then(|state| state.terminated.as_ref()).is_some_and(|agent| {
+            millis(agent.finished_at.as_ref())
+                .zip(millis(end.finished_at.as_ref()))
+                .is_some_and(|(agent, job)| agent > job)
+        });
+        ended_later || state.is_some_and(|state| state.running.is_some())
     });
     if !agent_came && message.contains("no such file or directory") {
         if let Some(waiting) = look.agent().and_then(|agent| wait::trouble(look, agent, Whose::Agent)) {

@@ -20,6 +20,7 @@ const WRAPPERS: &[&str] = &[
     "failed to generate spec: ",
     "failed to copy: ",
     "failed to do request: ",
+    "PodGC: ",
 ];
 
 /// The same, with the name of the image or container in quotes after it.
@@ -31,6 +32,7 @@ const NAMING_WRAPPERS: &[&str] = &[
     "failed to resolve image ",
     "failed to generate container ",
     "Failed to apply default image tag ",
+    "couldn't parse image name ",
 ];
 
 /// `what: why`, or `what` alone.

@@ -86,16 +86,14 @@ pub(super) fn trouble(look: &Look<'_>, container: &SeenContainer, whose: Whose) 
         | "ImagePullBackOff"
         | "RegistryUnavailable"
         | "ErrRegistryUnavailable"
-        | "ImageInspectError" => {
-            waits(image_class(whose, false), with(&format!("{} cannot be pulled", image(container, whose)), message))
-        }
+        | "ImageInspectError" => waits(image_class(whose, false), not_pulled(container, whose, message)),
         "SignatureValidationFailed" => hopeless(
             image_class(whose, true),
             with(&format!("{} is not signed as it must be", image(container, whose)), message),
         ),
         "InvalidImageName" => hopeless(
             image_class(whose, true),
-            with(&format!("{} is no name of an image", image(container, whose)), message),
+            with(&format!("{} has a name that cannot be", image(container, whose)), message),
         ),
         "ErrImageNeverPull" => {
             let node = look.node().map_or_else(String::new, |node| format!(" on node {node}"));
@@ -132,6 +130,21 @@ fn image_class(whose: Whose, for_good: bool) -> Class {
         (Whose::Job, _) => Class::Image,
         (_, true) => Class::Config,
         (_, false) => Class::Infrastructure,
+    }
+}
+
+/// `image acme/x:1 cannot be pulled: not found in the registry docker.io`.
+fn not_pulled(container: &SeenContainer, whose: Whose, message: &str) -> String {
+    let what = format!("{} cannot be pulled", image(container, whose));
+    let why = steady(message);
+    // containerd names the image in full once more.
+    match why.split_once(": ") {
+        Some((full, "not found")) if full.ends_with(container.image.as_str()) => match full.split_once('/') {
+            Some((registry, _)) => format!("{what}: not found in the registry {registry}"),
+            None => format!("{what}: not found"),
+        },
+        Some((full, why)) if full.ends_with(container.image.as_str()) => format!("{what}: {why}"),
+        _ => with(&what, &why),
     }
 }
 
