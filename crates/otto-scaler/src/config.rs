@@ -324,6 +324,7 @@ impl Config {
             settings: self.kubernetes.clone(),
             worker_image: self.work.worker_image.clone(),
             worker_args: self.process.worker_arg.clone(),
+            start_patience: self.work.start_patience,
             stop_grace: self.work.grace,
             drain_limit: self.process.drain_limit,
         }

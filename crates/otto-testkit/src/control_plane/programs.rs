@@ -77,7 +77,9 @@ pub(crate) fn api_server(dir: &Path, port: u16, pki: &Pki) -> anyhow::Result<Kep
         ("--audit-log-path", &file("audit.log")),
         ("--audit-log-mode", "blocking"),
     ]);
-    args.extend(["--permit-port-sharing", "--anonymous-auth=false", "--profiling=false"].map(str::to_owned));
+    // Privileged containers are allowed, as in every cluster that somebody uses.
+    let flags = ["--permit-port-sharing", "--anonymous-auth=false", "--profiling=false", "--allow-privileged"];
+    args.extend(flags.map(str::to_owned));
     Kept::start(&asset("kube-apiserver")?, &args, dir)
 }
 

@@ -27,8 +27,6 @@ pub(super) use trial::Trial;
 
 /// Largest Pod, in bytes of JSON. etcd takes 1.5 MiB in one request, and managed fields come on top.
 const LARGEST: usize = 1_400_000;
-/// A Pod may take so long, in seconds, from a node's acceptance to its job's start: pulling its images.
-const START_PATIENCE: u64 = 900;
 
 /// Makes Pods from launches.
 #[derive(Debug)]
@@ -45,6 +43,8 @@ pub(super) struct PodMaker {
 /// Seconds.
 #[derive(Clone, Copy, Debug)]
 struct Times {
+    /// For all that must be there before a job can begin; 0: no limit.
+    start: u64,
     /// From SIGTERM to SIGKILL of a job.
     grace: u64,
     /// For the rest of the log after the job's end.
@@ -84,6 +84,7 @@ impl PodMaker {
             base: shape(None),
             classes,
             times: Times {
+                start: whole_seconds(options.start_patience),
                 grace: whole_seconds(options.stop_grace),
                 drain: whole_seconds(options.drain_limit),
                 life: whole_seconds(settings.max_lifetime),
@@ -166,9 +167,12 @@ impl PodMaker {
 impl Times {
     /// `activeDeadlineSeconds`: the cluster ends what the scaler, or the agent, should have ended.
     fn deadline(self, timeout_seconds: u32) -> Option<u64> {
-        let life = match timeout_seconds {
-            0 => self.life,
-            timeout => START_PATIENCE + u64::from(timeout) + self.grace + self.drain,
+        let life = match (timeout_seconds, self.start) {
+            (0, _) => self.life,
+            // What waits for ever has no deadline that begins with its waiting.
+            (timeout, 0) if self.life > 0 => self.life + u64::from(timeout),
+            (_, 0) => 0,
+            (timeout, start) => start + u64::from(timeout) + self.grace + self.drain,
         };
         // The API takes an int32 here, and no 0.
         (life > 0).then(|| life.min(i32::MAX.unsigned_abs().into()))

@@ -226,7 +226,7 @@ pub(in crate::driver::kubernetes) fn ground() -> Part {
                 "name": AGENT_CONTAINER,
                 "resources": {
                     "requests": { "cpu": "10m", "memory": "16Mi" },
-                    "limits": { "cpu": "1", "memory": "64Mi" },
+                    "limits": { "cpu": "1", "memory": "128Mi" },
                 },
                 "securityContext": {
                     "runAsNonRoot": true,

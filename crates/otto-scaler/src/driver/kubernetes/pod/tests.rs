@@ -9,6 +9,8 @@ use crate::driver::kubernetes::Settings;
 use crate::driver::kubernetes::seen::SeenPod;
 use crate::task::Spec;
 
+mod server;
+
 const UID: &str = "8d1c0d6e-54a5-4d1f-9f5e-0a3f0d8f0001";
 
 #[derive(clap::Parser)]
@@ -25,6 +27,7 @@ pub(super) fn options(flags: &[&str]) -> Options {
         log_server: "http://otto-log-ingest:50051".into(),
         worker_image: String::new(),
         worker_args: Vec::new(),
+        start_patience: Duration::from_secs(300),
         stop_grace: Duration::from_secs(10),
         drain_limit: Duration::from_secs(86_400),
     }
@@ -102,7 +105,7 @@ fn the_whole_pod() {
             "enableServiceLinks": false,
             "automountServiceAccountToken": false,
             "terminationGracePeriodSeconds": 40,
-            "activeDeadlineSeconds": 900 + 60 + 10 + 86_400,
+            "activeDeadlineSeconds": 300 + 60 + 10 + 86_400,
             "securityContext": {"fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
             "volumes": [{"name": "otto", "emptyDir": {"sizeLimit": "1152Mi"}}],
             "containers": [
@@ -116,7 +119,7 @@ fn the_whole_pod() {
                     "volumeMounts": mounts,
                     "resources": {
                         "requests": {"cpu": "10m", "memory": "16Mi"},
-                        "limits": {"cpu": "1", "memory": "64Mi"},
+                        "limits": {"cpu": "1", "memory": "128Mi"},
                     },
                     "securityContext": {
                         "runAsNonRoot": true,
@@ -195,7 +198,7 @@ classes:
     assert_eq!(pod["spec"]["volumes"].as_array().unwrap().len(), 2);
     let names: Vec<_> = containers.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["otto", "job", "proxy"]);
-    assert_eq!(containers[0]["resources"]["limits"], json!({"memory": "64Mi"}));
+    assert_eq!(containers[0]["resources"]["limits"], json!({"memory": "128Mi"}));
     // The API refuses a privileged container that may not gain privileges.
     assert_eq!(containers[1]["securityContext"], json!({"privileged": true}));
     assert_eq!(containers[1]["volumeMounts"][1], json!({"name": "cache", "mountPath": "/cache"}));
@@ -228,8 +231,12 @@ fn deadlines() {
     assert_eq!(deadline(&[], 0), 7 * 86_400);
     assert_eq!(deadline(&["--max-lifetime", "90m"], 0), 5_400);
     assert_eq!(deadline(&["--max-lifetime", "0s"], 0), Value::Null);
-    assert_eq!(deadline(&["--max-lifetime", "0s"], 7), 900 + 7 + 10 + 86_400);
+    assert_eq!(deadline(&["--max-lifetime", "0s"], 7), 300 + 7 + 10 + 86_400);
     assert_eq!(deadline(&[], u32::MAX), i32::MAX);
+    let times = Times { start: 0, grace: 10, drain: 60, life: 1_000 };
+    assert_eq!((times.deadline(50), times.deadline(0)), (Some(1_050), Some(1_000)));
+    let times = Times { life: 0, ..times };
+    assert_eq!((times.deadline(50), times.deadline(0)), (None, None));
 }
 
 #[test]
