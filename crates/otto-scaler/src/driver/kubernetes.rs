@@ -191,3 +191,6 @@ impl Driver for KubernetesDriver {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;

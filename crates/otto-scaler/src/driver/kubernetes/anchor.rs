@@ -57,6 +57,11 @@ impl Anchor {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_known(&self) -> bool {
+        self.known().is_some()
+    }
+
     fn known(&self) -> Option<Arc<str>> {
         self.uid.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -130,6 +130,12 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
         Self { cluster, selection, each, streaming: true, page: PAGE, failing: false }
     }
 
+    /// One that asks for pages of a size.
+    #[cfg(test)]
+    pub(super) fn in_pages_of(page: usize, cluster: &'a Cluster, selection: Selection, each: F) -> Self {
+        Self { streaming: false, page, ..Self::new(cluster, selection, each) }
+    }
+
     /// Runs until `stop`.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let _ = stop.run_until_cancelled(self.follow()).await;

@@ -17,7 +17,8 @@ use crate::driver::Observed;
 /// A part that panicked is begun anew after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
-fn selection() -> Selection {
+/// The Pods of all workers.
+pub(super) fn selection() -> Selection {
     let selector = [NAME_LABEL, MANAGED_BY_LABEL].map(|(label, value)| format!("{label}={value}")).join(",");
     Selection { resource: "pods", selector: format!("labelSelector={}", encoded(&selector)) }
 }

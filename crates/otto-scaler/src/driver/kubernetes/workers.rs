@@ -186,6 +186,11 @@ impl Workers {
         Some(Making { workers: self, key: key.clone() })
     }
 
+    #[cfg(test)]
+    pub(super) fn is_making(&self, key: &WorkerKey) -> bool {
+        self.inner().making.contains_key(key)
+    }
+
     // ---- news
 
     /// From now on somebody is told of every change.

@@ -1,0 +1,289 @@
+//! A network and a server that fail in every way: one Pod comes of one launch, and no change is lost.
+
+use http::Method;
+use otto_testkit::{Fault, Rule};
+
+use super::*;
+use crate::leadership;
+
+struct Faulty<'a> {
+    namespace: Namespace<'a>,
+    proxy: FaultProxy,
+    driving: Driving,
+}
+
+async fn faulty(name: &str) -> Faulty<'static> {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace(name).await.unwrap();
+    let proxy = FaultProxy::start(plane).await.unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap();
+    let driving = Driving::start(&kubeconfig).await;
+    driving.list().await;
+    Faulty { namespace, proxy, driving }
+}
+
+impl Faulty<'_> {
+    async fn has_pods(&self, count: usize) {
+        let pods = self.namespace.list_pods().await.unwrap();
+        assert_eq!(pods.len(), count);
+        let events = self.namespace.audit().unwrap();
+        let made = events.iter().filter(|event| event.is_created_pod()).count();
+        assert!(made <= count, "{made} were created in all");
+    }
+}
+
+/// Whatever happens to its first tries, a creation ends with one Pod.
+#[tokio::test]
+async fn a_creation_is_asked_for_until_it_is_known() {
+    let faulty = faulty("unclear").await;
+    let faults = [
+        Fault::CutBefore,
+        Fault::CutAfter,
+        Fault::Answer(500, None),
+        Fault::Answer(503, None),
+        Fault::Answer(504, None),
+        Fault::Answer(429, None),
+        Fault::AnswerAfter(500),
+        Fault::AnswerAfter(503),
+        Fault::AnswerAfter(504),
+    ];
+    for (number, fault) in faults.iter().enumerate() {
+        let task = format!("t{number}");
+        let rule = faulty.proxy.add(Rule::create_pod(fault.clone()).containing(&pod_name(&task)).times(2));
+        faulty.driving.create(&task).await.unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
+        assert!(rule.hits() >= 1, "{fault:?}");
+        faulty.proxy.clear();
+        faulty.has_pods(number + 1).await;
+    }
+}
+
+/// The watch says that it exists before the answer does.
+#[tokio::test]
+async fn what_the_watch_shows_is_not_asked_for_again() {
+    let faulty = faulty("seen").await;
+    let rule = faulty.proxy.add(Rule::create_pod(Fault::HoldAfter));
+    let creation = faulty.driving.creating("t");
+    rule.reached(1).await;
+    eventually("the watch shows it", || async { (faulty.driving.list().await.len() == 1).then_some(()) }).await;
+    faulty.proxy.cut();
+    bounded(creation).await.unwrap().unwrap();
+    assert_eq!(faulty.proxy.count(&Method::POST, "/pods?") - 1, 1);
+}
+
+/// The first request fills the quota, and its answer is lost; the second one is refused for the first one's sake.
+#[tokio::test]
+async fn a_refusal_after_an_unclear_answer_is_looked_into() {
+    let faulty = faulty("filled").await;
+    let _ = faulty.proxy.add(Rule::watch_pods(Fault::SilentWatch));
+    let _ = faulty.proxy.add(Rule::create_pod(Fault::CutAfter).times(1));
+    // The answer to whoever asks again, whatever the reason: a refusal.
+    let _ = faulty.proxy.add(Rule::create_pod(Fault::Answer(403, None)));
+    faulty.proxy.end_watches();
+    faulty.driving.create("t").await.unwrap();
+    faulty.has_pods(1).await;
+    let outcome = refused(faulty.driving.create("other").await);
+    assert_eq!(outcome.class, Class::Admission);
+}
+
+#[tokio::test]
+async fn a_server_that_wants_a_pause_gets_it() {
+    let faulty = faulty("pause").await;
+    let _ = faulty.proxy.add(Rule::create_pod(Fault::Answer(429, Some(2))).times(1));
+    let start = Instant::now();
+    faulty.driving.create("t").await.unwrap();
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(faulty.proxy.count(&Method::POST, "/pods?") - 1, 2);
+
+    // Everything waits, not only who was told to.
+    let _ = faulty.proxy.add(Rule::delete_pod(Fault::Answer(503, Some(2))).times(1));
+    eventually("it is known", || async { (faulty.driving.list().await.len() == 1).then_some(()) }).await;
+    let error = faulty.driving.driver.stop(&key("t")).await.unwrap_err().to_string();
+    assert!(error.contains("503"), "{error}");
+    let start = Instant::now();
+    faulty.driving.create("u").await.unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(1_800), "{:?}", start.elapsed());
+}
+
+/// Certainly not created: others may go first, and the reader is told.
+#[tokio::test]
+async fn a_server_that_is_always_busy_is_told() {
+    let faulty = faulty("busy").await;
+    let _ = faulty.proxy.add(Rule::create_pod(Fault::Answer(429, None)));
+    let (class, message) = busy(faulty.driving.create("t").await);
+    assert_eq!(class, Class::Infrastructure);
+    assert!(message.contains("429"), "{message}");
+    faulty.proxy.clear();
+    faulty.driving.create("t").await.unwrap();
+    faulty.has_pods(1).await;
+}
+
+/// While nobody knows, nothing is concluded, however long it takes.
+#[tokio::test]
+async fn an_unclear_creation_does_not_end_before_it_is_known() {
+    let faulty = faulty("long").await;
+    let cut = faulty.proxy.add(Rule::create_pod(Fault::CutBefore));
+    let mut creation = faulty.driving.creating("t");
+    cut.reached(6).await;
+    assert!(tokio::time::timeout(Duration::from_millis(1), &mut creation).await.is_err());
+    // Then nothing answers any more: connections are refused or cut.
+    faulty.proxy.clear();
+    bounded(creation).await.unwrap().unwrap();
+    faulty.has_pods(1).await;
+}
+
+#[tokio::test]
+async fn without_leadership_nothing_is_written_and_nothing_concluded() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("leader").await.unwrap();
+    let proxy = FaultProxy::start(plane).await.unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap();
+    let leadership = Leadership::none_yet();
+    let lasts = |time: Duration| leadership.extend(leadership::now() + u64::try_from(time.as_nanos()).unwrap());
+    let driving = Driving::open(&kubeconfig, leadership.clone(), options(&[])).await;
+    // A standby follows, and does nothing else.
+    driving.list().await;
+    assert!(driving.driver.stop(&key("t")).await.is_ok(), "there is nothing to stop");
+    let creation = driving.creating("t");
+    // Without a leadership it gets to its end, which is none, in one go.
+    eventually("it is given up", || async { driving.driver.shared.workers.is_making(&key("t")).then_some(()) }).await;
+
+    lasts(Duration::from_secs(60));
+    driving.create("u").await.unwrap();
+    eventually("u is known", || async { (driving.list().await.len() == 1).then_some(()) }).await;
+    assert!(!creation.is_finished());
+    assert_eq!(namespace.list_pods().await.unwrap().len(), 1, "a creation that was given up stays so");
+
+    // The request ends before the leadership does, though the server takes its time.
+    let held = proxy.add(Rule::create_pod(Fault::HoldBefore));
+    lasts(Duration::from_secs(2));
+    let creation = driving.creating("v");
+    held.reached(1).await;
+    eventually("it is lost", || async { leadership.left().is_none().then_some(()) }).await;
+    held.release();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!creation.is_finished());
+    assert_eq!(namespace.list_pods().await.unwrap().len(), 1);
+    let error = driving.driver.stop(&key("u")).await.unwrap_err().to_string();
+    assert!(error.contains("not the leader"), "{error}");
+    assert!(namespace.pods().get(&pod_name("u")).await.unwrap().metadata.deletion_timestamp.is_none());
+}
+
+#[tokio::test]
+async fn no_change_is_lost_when_watches_are_cut() {
+    let mut faulty = faulty("cuts").await;
+    for (number, cut) in [0, 1, 2, 3].into_iter().cycle().take(12).enumerate() {
+        let task = format!("t{number}");
+        match cut {
+            0 => faulty.proxy.cut(),
+            1 => faulty.proxy.end_watches(),
+            2 => faulty.proxy.fail_watches(410),
+            _ => faulty.proxy.fail_watches(500),
+        }
+        faulty.driving.create(&task).await.unwrap();
+        faulty.driving.told(&task, created).await;
+        let pod = pod_name(&task);
+        faulty.namespace.scheduled(&pod).await.unwrap();
+        faulty.namespace.end_pod(&pod, 0, "").await.unwrap();
+        faulty.driving.told(&task, ended).await;
+    }
+    faulty.has_pods(12).await;
+}
+
+/// What is deleted while nobody looks is found missing by the next list.
+#[tokio::test]
+async fn who_vanished_meanwhile_is_gone() {
+    let mut faulty = faulty("vanished").await;
+    for task in ["stays", "goes"] {
+        faulty.driving.create(task).await.unwrap();
+        faulty.driving.told(task, created).await;
+    }
+    let _ = faulty.proxy.add(Rule::watch_pods(Fault::CutBefore));
+    faulty.proxy.end_watches();
+    faulty.namespace.let_go(&pod_name("goes")).await.unwrap();
+    // The version to go on from is forgotten, too: everything must be listed again.
+    faulty.proxy.clear();
+    let _ = faulty.proxy.add(Rule::watch_pods(Fault::WatchError(410)).times(1));
+    faulty.driving.told("goes", |state| ended(state) || *state == State::Gone).await;
+    eventually("one is left", || async { (faulty.driving.list().await.len() == 1).then_some(()) }).await;
+    assert_eq!(faulty.driving.list().await[0].key, key("stays"));
+}
+
+/// A server without streaming lists is asked for pages.
+#[tokio::test]
+async fn lists_in_pages_do_as_well() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("pages").await.unwrap();
+    let proxy = FaultProxy::start(plane).await.unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap();
+    let _ = proxy.add(Rule::watch_pods(Fault::Answer(422, None)).times(1));
+    let mut driving = Driving::start(&kubeconfig).await;
+    assert_eq!(driving.list().await, []);
+    assert_eq!(proxy.count(&Method::GET, "limit="), 1);
+    driving.create("t").await.unwrap();
+    driving.told("t", created).await;
+    proxy.fail_watches(410);
+    driving.create("u").await.unwrap();
+    driving.told("u", created).await;
+    assert_eq!(driving.list().await.len(), 2);
+    assert!(proxy.count(&Method::GET, "limit=") >= 2);
+}
+
+#[tokio::test]
+async fn pages_are_put_together() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("small-pages").await.unwrap();
+    let driving = Driving::synced(&namespace).await;
+    for number in 0..5 {
+        driving.create(&format!("t{number}")).await.unwrap();
+    }
+    let cluster = cluster(&namespace.scaler_kubeconfig(None).await.unwrap()).await;
+    let listed = std::sync::Mutex::new(Vec::new());
+    let synced = CancellationToken::new();
+    let each = |event| match event {
+        feed::Event::Listed(pod) => listed.lock().unwrap().push(pod.metadata.name.unwrap()),
+        feed::Event::Synced => synced.cancel(),
+        _ => {}
+    };
+    let feed = feed::Feed::in_pages_of(2, &cluster, watch::selection(), each);
+    bounded(feed.run(synced.clone())).await;
+    let mut listed = listed.into_inner().unwrap();
+    listed.sort();
+    let mut expected: Vec<_> = (0..5).map(|number| pod_name(&format!("t{number}"))).collect();
+    expected.sort();
+    assert_eq!(listed, expected);
+}
+
+/// A scaler that starts before its API server waits for it, and says so.
+#[tokio::test]
+async fn a_server_that_is_away_at_the_start_is_waited_for() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("away").await.unwrap();
+    let proxy = FaultProxy::start(plane).await.unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap();
+    let down = proxy.add(Rule::all(Fault::Answer(503, None)));
+    let dry = proxy.add(Rule::all(Fault::CutBefore));
+    let driving = Driving::start(&kubeconfig).await;
+    let error = eventually("an error that says why", || async {
+        let error = driving.driver.list().await.unwrap_err().to_string();
+        error.contains("503").then_some(error)
+    })
+    .await;
+    assert!(!error.is_empty());
+    drop((down, dry));
+    proxy.clear();
+    assert_eq!(driving.list().await, []);
+    eventually("the template is checked", || async { driving.create("t").await.ok() }).await;
+}
+
+/// No watch is taken up without a pause by a server that ends every one at once.
+#[tokio::test]
+async fn a_server_that_ends_every_watch_is_not_asked_without_end() {
+    let faulty = faulty("restless").await;
+    let failing = faulty.proxy.add(Rule::watch_pods(Fault::WatchError(410)));
+    faulty.proxy.end_watches();
+    failing.reached(3).await;
+    let before = faulty.proxy.asked().len();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let asked = faulty.proxy.asked().len() - before;
+    assert!(asked < 30, "{asked} requests in 3 s");
+}
