@@ -91,7 +91,11 @@ impl Exit {
     /// is the same.
     pub(crate) fn tell(&self, exit_file: Option<&Path>) {
         let Some(path) = exit_file else { return };
-        let write = || -> anyhow::Result<()> { Ok(Access::Group.write(path, &self.fitting(EXIT_FILE_BYTES)?)?) };
+        let write = || -> anyhow::Result<()> {
+            // One that is there keeps its mode.
+            let access = path.parent().and_then(|dir| Access::of(dir).ok()).unwrap_or(Access::Owner);
+            Ok(access.write(path, &self.fitting(EXIT_FILE_BYTES)?)?)
+        };
         if let Err(error) = write() {
             tracing::error!("how the job ended could not be written to {} (--exit-file): {error:#}", path.display());
         }

@@ -80,10 +80,14 @@ impl RunDir {
 
     /// With the lock that was taken: our pid is noted in it.
     fn locked(path: &Path, mut lock: File) -> anyhow::Result<Claim> {
-        lock.set_len(0)?;
-        lock.write_all(getpid().as_raw_nonzero().to_string().as_bytes())?;
+        let noted = lock.set_len(0).and_then(|()| lock.write_all(getpid().as_raw_nonzero().to_string().as_bytes()));
         let dir = RunDir { path: path.to_owned(), access: Access::of(path)?, _lock: lock };
-        Ok(if dir.path.join("started").try_exists()? { Claim::Started(dir) } else { Claim::Fresh(dir) })
+        if dir.path.join("started").try_exists()? {
+            // Nothing more is started here: a full disk is no reason not to send what there is.
+            return Ok(Claim::Started(dir));
+        }
+        noted.context("noting our pid")?;
+        Ok(Claim::Fresh(dir))
     }
 
     /// Looks who is there, without hindering an agent that is just coming: it waits for the lock. Nothing is made.

@@ -65,7 +65,10 @@ pub(super) async fn gone(path: &Path, signals: &mut Signals) -> anyhow::Result<W
                 loop {
                     tokio::select! {
                         free = &mut free => {
-                            free.context("waiting for the lock")?.context("waiting for the lock of the job's agent")?;
+                            let was_here = free.context("waiting")?.context("waiting for the lock of the job's agent")?;
+                            if was_here {
+                                return Ok(Waited::Gone { told });
+                            }
                             break;
                         }
                         () = signals.told_to_end() => {
@@ -81,12 +84,17 @@ pub(super) async fn gone(path: &Path, signals: &mut Signals) -> anyhow::Result<W
     }
 }
 
-/// Returns when nobody holds the lock.
-fn wait_for(lock: &File) -> io::Result<()> {
+/// Returns when nobody holds the lock: whether it was an agent that did, which notes its pid. (The job may have removed the
+/// file meanwhile.)
+fn wait_for(lock: &File) -> io::Result<bool> {
     loop {
         match lock.lock_shared() {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            locked => return locked.and_then(|()| lock.unlock()),
+            locked => {
+                locked?;
+                lock.unlock()?;
+                return Ok(lock.metadata()?.len() > 0);
+            }
         }
     }
 }

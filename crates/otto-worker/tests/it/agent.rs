@@ -8,14 +8,22 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_otto-worker");
+
 /// How long a state is waited for: the machine may be loaded.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A place for an agent, and what it is told.
 pub(crate) struct Setup {
     pub(crate) dir: tempfile::TempDir,
+    spool: PathBuf,
     flags: Vec<String>,
+    /// Of `run` only.
+    run_flags: Vec<String>,
     env: Vec<(String, String)>,
+    /// What starts the program, with its arguments.
+    wrapper: Vec<String>,
+    program: PathBuf,
 }
 
 impl Setup {
@@ -26,14 +34,52 @@ impl Setup {
 
     pub(crate) fn without_server() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let flags = ["--task-id", "task", "--worker-id", "worker", "--spool-dir"].map(str::to_owned);
-        let mut flags = flags.to_vec();
-        flags.push(dir.path().join("spool").display().to_string());
-        Setup { dir, flags, env: Vec::new() }
+        let spool = dir.path().join("spool");
+        Self::with(dir, spool)
+    }
+
+    /// As in a Pod: the run directory is in a volume, and so is the spool.
+    pub(crate) fn in_pod(log_server: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("otto/run");
+        let spool = run.join("spool");
+        Self::with(dir, spool).flags(&["--run-dir", &run.display().to_string(), "--log-server", log_server])
+    }
+
+    fn with(dir: tempfile::TempDir, spool: PathBuf) -> Self {
+        let spool_flag = spool.display().to_string();
+        let flags = ["--task-id", "task", "--worker-id", "worker", "--spool-dir", &spool_flag].map(str::to_owned);
+        Setup {
+            dir,
+            spool,
+            flags: flags.to_vec(),
+            run_flags: Vec::new(),
+            env: Vec::new(),
+            wrapper: Vec::new(),
+            program: BINARY.into(),
+        }
     }
 
     pub(crate) fn flags(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Flags that the drain does not get.
+    pub(crate) fn run_flags(mut self, flags: &[&str]) -> Self {
+        self.run_flags.extend(flags.iter().map(ToString::to_string));
+        self
+    }
+
+    /// The agent is started by this command.
+    pub(crate) fn wrapper<A: ToString>(mut self, words: &[A]) -> Self {
+        self.wrapper = words.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Another copy of the agent.
+    pub(crate) fn program(mut self, path: PathBuf) -> Self {
+        self.program = path;
         self
     }
 
@@ -47,11 +93,18 @@ impl Setup {
     }
 
     pub(crate) fn spool(&self) -> PathBuf {
-        self.path("spool")
+        self.spool.clone()
+    }
+
+    /// The run directory of one in a Pod.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.path("otto/run")
     }
 
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_otto-worker"));
+        let mut words = self.wrapper.iter().map(OsStr::new).chain([self.program.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTTO_")) {
             command.env_remove(name);
         }
@@ -69,9 +122,12 @@ impl Setup {
 
     /// Starts an agent with a job.
     pub(crate) fn start<A: AsRef<OsStr>>(&self, job: impl IntoIterator<Item = A>) -> Agent {
-        let child = self.command("run").arg("--").args(job).spawn().unwrap();
-        let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
-        Agent { child, pid }
+        Agent::of(self.command("run").args(&self.run_flags).arg("--").args(job).spawn().unwrap())
+    }
+
+    /// Starts the drain that waits for the job's agent.
+    pub(crate) fn start_drainer(&self) -> Agent {
+        Agent::of(self.command("drain").arg("--wait").spawn().unwrap())
     }
 
     /// As [`Setup::start`], with a script.
@@ -103,6 +159,28 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    fn of(child: Child) -> Self {
+        let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+        Agent { child, pid }
+    }
+
+    /// The agent that a wrapper has started as its only child.
+    pub(crate) async fn inside(&self) -> Pid {
+        let outer = self.pid.as_raw_nonzero();
+        eventually("the wrapper has started the agent", || {
+            let text = std::fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
+            let pid = text.trim().parse().ok()?;
+            let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+            program.ends_with("otto-worker").then(|| Pid::from_raw(pid).unwrap())
+        })
+        .await
+    }
+
+    /// It runs, and has gone to wait for something.
+    pub(crate) fn assert_lives(&mut self) {
+        assert_eq!(self.child.try_wait().unwrap(), None, "it has ended");
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap();
     }

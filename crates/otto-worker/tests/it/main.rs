@@ -5,11 +5,15 @@
 
 mod agent;
 mod capture;
+mod container;
 mod crash;
 mod faults;
 mod legacy;
 mod legacy_server;
 mod life;
+mod memory;
+mod pod;
 mod run_dir;
 mod server;
 mod spool;
+mod users;
