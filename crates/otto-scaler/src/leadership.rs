@@ -8,12 +8,13 @@ use std::time::Duration;
 /// process that was frozen finds its right gone.
 #[derive(Clone, Debug)]
 pub(crate) struct Leadership {
-    /// Nanoseconds of CLOCK_BOOTTIME until which it lasts. `None`: for ever, there is nobody else.
+    /// Nanoseconds of CLOCK_BOOTTIME until which it lasts. `None`: for ever.
     until: Option<Arc<AtomicU64>>,
 }
 
 impl Leadership {
-    /// Of a scaler that is alone by other means.
+    /// One that nobody disputes.
+    #[cfg(test)]
     pub(crate) fn unlimited() -> Self {
         Self { until: None }
     }

@@ -214,7 +214,10 @@ impl Controller {
         task.soft_due = None;
         self.admission.hold(task_id);
         let (store, record, task_id) = (Arc::clone(&self.store), Arc::new(record), task_id.to_owned());
+        let writing = Arc::clone(&self.writing);
         let call = async move {
+            // Never closed. The deadline begins with the turn.
+            let _turn = writing.acquire().await;
             let result = within(DEADLINE, store.put(&record, entry)).await;
             Kept::Written { task_id, record, why, result }
         };
@@ -385,6 +388,10 @@ impl Controller {
                     Some(record) => {
                         let newer = task.stored.as_ref().is_none_or(|stored| *stored != record);
                         if newer {
+                            let now = self.clock.now();
+                            let before = task.stored.as_ref().map_or(0, |stored| stored.workers.len());
+                            let asked = record.workers.iter().skip(before).map(|worker| (worker.index, now));
+                            task.asked.extend(asked);
                             self.stored(task_id, task, Some(record));
                         }
                     }

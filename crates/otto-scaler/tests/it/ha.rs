@@ -1,10 +1,12 @@
 //! Several replicas on one Redis and one namespace of a real API server: who leads, what the others do, and what happens
 //! when the leader ends, is killed, or is frozen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use http::Method;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Pod;
 use otto_proto::v1::ottoscaler_service_client::OttoscalerServiceClient;
 use otto_proto::v1::scale_response::Status as Outcome;
 use otto_proto::v1::task_service_client::TaskServiceClient;
@@ -13,7 +15,7 @@ use otto_proto::v1::{
     DeleteTaskRequest, GetTaskRequest, ListDeadLettersRequest, ListTasksRequest, TaskState, WatchWorkersRequest,
     WorkerStatusRequest,
 };
-use otto_testkit::{ControlPlane, Namespace, PodScaler, RedisServer, eventually};
+use otto_testkit::{ControlPlane, Fault, FaultProxy, Namespace, PodScaler, RedisServer, Rule, binary, eventually};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tonic::Code;
@@ -65,9 +67,19 @@ impl Replicas {
     }
 
     async fn one_more(&mut self) {
+        self.one_more_with(&self.kubeconfig.clone()).await;
+    }
+
+    /// One that asks the API server through a proxy.
+    async fn one_more_through(&mut self, proxy: &FaultProxy) {
+        let kubeconfig = self.namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap();
+        self.one_more_with(&kubeconfig.display().to_string()).await;
+    }
+
+    async fn one_more_with(&mut self, kubeconfig: &str) {
         let dir = tempfile::tempdir().unwrap();
         let flags: Vec<_> = self.flags.iter().map(String::as_str).collect();
-        let env = [("KUBECONFIG", self.kubeconfig.as_str()), ("RUST_LOG", "info")];
+        let env = [("KUBECONFIG", kubeconfig), ("RUST_LOG", "info")];
         let scaler = PodScaler::start_with_env(dir.path(), &flags, &env).await.unwrap();
         self.all.push((scaler, dir));
     }
@@ -328,4 +340,87 @@ async fn without_redis_the_others_say_who_leads() {
     // Reading is passed on.
     let listed = replicas.tasks(standby).await.list_tasks(ListTasksRequest::default()).await.unwrap().into_inner();
     assert_eq!(listed.tasks.len(), 1);
+}
+
+/// A leader that does not reach the API server ends before another one may lead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_cannot_renew_ends() {
+    let mut replicas = Replicas::start("cut-off", 0, true, &SHORT).await;
+    let proxy = FaultProxy::start(replicas.namespace.plane()).await.unwrap();
+    replicas.one_more_through(&proxy).await;
+    assert_eq!(replicas.leader(None).await, 0);
+    replicas.one_more().await;
+    // One answer is lost, and the next is an error: no reason to end.
+    let lost = proxy.add(Rule::of(Method::PUT, "/leases/", Fault::CutAfter).times(1));
+    lost.reached(1).await;
+    let busy = proxy.add(Rule::of(Method::PUT, "/leases/", Fault::Answer(503, None)).times(1));
+    busy.reached(1).await;
+    replicas.add("before", 1).await;
+    replicas.pod("it leads still", "otto-before-").await;
+    assert_eq!(replicas.leader(None).await, 0);
+
+    let _cut = proxy.add(Rule::all(Fault::CutBefore));
+    let status = replicas.all[0].0.process.wait().await.unwrap();
+    let log = replicas.log(0);
+    assert!(!status.success() && log.contains("could not be renewed for 4s (--lease-renew-deadline)"), "{log}");
+    replicas.add("after", 1).await;
+    replicas.pod("the other leads", "otto-after-").await;
+    replicas.nothing_doubled();
+}
+
+/// The way to the server is silent, as half-open connections are: who stands by notices by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_watch_hinders_nobody() {
+    let mut replicas = Replicas::start("silent", 1, true, &SHORT).await;
+    assert_eq!(replicas.leader(None).await, 0);
+    let proxy = FaultProxy::start(replicas.namespace.plane()).await.unwrap();
+    let _silent = proxy.add(Rule::leases(Fault::SilentWatch));
+    replicas.one_more_through(&proxy).await;
+    // It tries when it has heard nothing for the duration, is told otherwise by the server, and goes on standing by.
+    eventually("it has tried", async || (proxy.count(&Method::PUT, "/leases/") >= 1).then_some(())).await;
+    assert_eq!(replicas.leader(None).await, 0);
+    replicas.all[0].0.process.kill().await.unwrap();
+    replicas.add("after", 1).await;
+    replicas.pod("it leads", "otto-after-").await;
+    replicas.nothing_doubled();
+}
+
+/// A creation of an old leader reaches the server when another one leads: the Pod's name is taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_old_leader_sent_comes_late_and_does_nothing() {
+    let mut replicas = Replicas::start("late", 0, true, &SHORT).await;
+    let proxy = FaultProxy::start(replicas.namespace.plane()).await.unwrap();
+    replicas.one_more_through(&proxy).await;
+    assert_eq!(replicas.leader(None).await, 0);
+    replicas.one_more().await;
+    let late = proxy.add(Rule::create_pod(Fault::Late));
+    replicas.add("task", 2).await;
+    late.reached(2).await;
+    replicas.scaler(0).process.signal(Signal::STOP).unwrap();
+    let pods = replicas.namespace.pods_there(2).await;
+    late.release();
+    replicas.scaler(0).process.signal(Signal::CONT).unwrap();
+    assert!(!replicas.all[0].0.process.wait().await.unwrap().success());
+    let uids = |pods: Vec<Pod>| pods.into_iter().map(|pod| pod.metadata.uid).collect::<BTreeSet<_>>();
+    assert_eq!(uids(replicas.namespace.list_pods().await.unwrap()), uids(pods));
+    replicas.nothing_doubled();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_may_not_be_used_is_told() {
+    let replicas = Replicas::start("forbidden", 0, true, &[]).await;
+    let kubeconfig = replicas.namespace.plane().kubeconfig("nobody").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = tokio::process::Command::new(binary("otto-scaler").unwrap());
+    command.args(["--driver", "kubernetes", "--grpc-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"]);
+    command.arg("--data-dir").arg(dir.path()).args(&replicas.flags).env("KUBECONFIG", kubeconfig).kill_on_drop(true);
+    let output = tokio::time::timeout(otto_testkit::PATIENCE, command.output()).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    let words = [
+        "the Lease `otto-scaler` in namespace",
+        replicas.namespace.name(),
+        "get, watch, create and update",
+        "forbidden",
+    ];
+    assert!(!output.status.success() && words.iter().all(|word| text.contains(word)), "{text}");
 }

@@ -105,6 +105,8 @@ pub(crate) struct Elector {
     election: Election,
     /// As it was seen last.
     lease: Option<Lease>,
+    /// Trouble that was told last.
+    said: Option<String>,
     me: Peer,
     leadership: Leadership,
     standing: watch::Sender<Standing>,
@@ -120,6 +122,7 @@ impl Elector {
             timing,
             election: Election::new(me.name.clone(), timing),
             lease: None,
+            said: None,
             me,
             leadership: Leadership::none_yet(),
             standing: watch::Sender::new(Standing::StandingBy(None)),
@@ -287,14 +290,11 @@ impl Elector {
         let (sent, result) = self.write(self.ours(), self.timing.request()).await;
         match result {
             Ok(lease) => {
-                let seen = seen(&lease);
                 // Versions of a cluster's objects only rise: https://kep.k8s.io/5504. A Lease that is deleted and made
                 // again does not begin anew.
-                let turn = seen.version.parse().unwrap_or_default();
+                let turn = seen(&lease).version.parse().unwrap_or_default();
                 tracing::info!(me = self.me.name, turn, before = self.election.holder(), "leading: the Lease is ours");
-                self.lease = Some(lease);
-                self.election.wrote(sent, Written::Done(seen), now());
-                self.extend();
+                self.written(sent, lease);
                 self.standing.send_replace(Standing::Leading { turn });
                 false
             }
@@ -307,12 +307,7 @@ impl Elector {
         let within = self.timing.request().min(Duration::from_nanos(left)).max(Duration::from_millis(1));
         let (sent, result) = self.write(self.ours(), within).await;
         match result {
-            Ok(lease) => {
-                let written = Written::Done(seen(&lease));
-                self.lease = Some(lease);
-                self.election.wrote(sent, written, now());
-                self.extend();
-            }
+            Ok(lease) => self.written(sent, lease),
             Err(error) => {
                 if self.not_written(sent, &error, "was not renewed") {
                     // Perhaps by an earlier write of ours whose answer was lost.
@@ -325,17 +320,34 @@ impl Elector {
         }
     }
 
+    /// True: the Lease is another than the one that was seen.
     fn not_written(&mut self, sent: u64, error: &kube::Error, what: &str) -> bool {
-        let refused = matches!(error, kube::Error::Api(status) if [404, 409].contains(&status.code));
+        let code = match error {
+            kube::Error::Api(status) => status.code,
+            _ => 0,
+        };
+        // What is to be created and not found is the namespace.
+        let refused = code == 409 || (code == 404 && self.election.exists());
         let written = if refused { Written::Refused } else { Written::Unclear };
         self.election.wrote(sent, written, now());
         if refused {
             tracing::debug!(%error, "the Lease {what}: it was changed by another");
-        } else {
-            let hint = if is_refusal(error) { format!("; {VERBS}") } else { String::new() };
-            tracing::warn!(namespace = self.namespace, %error, "the Lease {what}; trying again{hint}");
+            return true;
         }
-        refused
+        let hint = if is_refusal(error) { format!("; {VERBS}") } else { String::new() };
+        let text = format!("the Lease {what}: {error}{hint}");
+        if self.said.as_ref() != Some(&text) {
+            tracing::warn!(namespace = self.namespace, "{text}; trying again");
+            self.said = Some(text);
+        }
+        false
+    }
+
+    fn written(&mut self, sent: u64, lease: Lease) {
+        self.election.wrote(sent, Written::Done(seen(&lease)), now());
+        self.lease = Some(lease);
+        self.said = None;
+        self.extend();
     }
 
     /// What is left of the right to act, from the sending of the last write.

@@ -75,7 +75,7 @@ impl Keys {
         format!("{}:owner", self.prefix)
     }
 
-    /// Highest turn of leadership that had the stream.
+    /// Number of the last turn of leadership that had the stream.
     pub(crate) fn term(&self) -> String {
         format!("{}:term", self.prefix)
     }

@@ -150,7 +150,8 @@ impl Election {
                 self.held = Some(sent);
                 self.retry_at = 0;
             }
-            Written::Refused => self.retry_at = 0,
+            // Never as fast as the server answers, whatever it answers.
+            Written::Refused => self.retry_at = after(now, self.timing.retry / 10),
             Written::Unclear => self.retry_at = after(now, self.timing.retry),
         }
     }

@@ -78,3 +78,20 @@ async fn a_turn_without_a_number_waits_until_the_stream_is_free() {
     one.owner().release().await;
     two.store().ping().await.unwrap();
 }
+
+/// Nobody takes the stream by force from a scaler that was not elected: it knows of no election.
+#[tokio::test]
+async fn a_scaler_without_election_keeps_its_stream() {
+    let world = World::new().await;
+    let redis = Redis::new(options(&world.server.url())).unwrap();
+    let alone = redis.owned_by(Identity { id: "alone".to_owned(), name: "alone".to_owned() });
+    let (one, _) = leader(&world, "one", 7);
+    one.store().ping().await.unwrap();
+    one.owner().release().await;
+    alone.store().ping().await.unwrap();
+    let (two, _) = leader(&world, "two", 8);
+    refused(two.store().ping().await, "another otto-scaler (alone)");
+    alone.owner().release().await;
+    two.store().ping().await.unwrap();
+    refused(alone.store().ping().await, "another otto-scaler (two)");
+}

@@ -88,7 +88,8 @@ fn a_renewal_whose_answer_was_lost_is_no_loss() {
     me.wrote(5 * SECOND, Written::Unclear, 6 * SECOND);
     me.wrote(8 * SECOND, Written::Refused, 8 * SECOND);
     me.saw(Some(seen(2, "me")), 8 * SECOND);
-    assert_eq!(me.next(8 * SECOND), Step::Write);
+    assert_eq!(me.next(8 * SECOND), Step::Wait(8 * SECOND + SECOND / 5));
+    assert_eq!(me.next(8 * SECOND + SECOND / 5), Step::Write);
     me.wrote(8 * SECOND, Written::Done(seen(3, "me")), 9 * SECOND);
     assert_eq!(me.valid_until(), Some(22 * SECOND));
     me.wrote(13 * SECOND, Written::Refused, 13 * SECOND);
