@@ -154,9 +154,8 @@ impl LaunchFile {
             }
         }
         all.extend(self.env.iter().map(|(name, value)| (name.into(), value.into())));
-        if !for_agent.is_empty() {
-            all.insert(AGENT_ENV.into(), for_agent.join(",").into());
-        }
+        // Also when there are none: what the job's environment says of telemetry is not for the agent then.
+        all.insert(AGENT_ENV.into(), for_agent.join(",").into());
         let pair = |(name, value): (OsString, OsString)| {
             let mut pair = name;
             pair.push("=");
@@ -211,6 +210,7 @@ mod tests {
         let expected = [
             "A=1",
             "HOME=/job",
+            "OTTO_AGENT_ENV=",
             "OTTO_JOB_ATTEMPT=3",
             "OTTO_JOB_COMMIT_SHA=",
             "OTTO_JOB_INDEX=2",
