@@ -139,7 +139,7 @@ impl<'a> Reader<'a> {
             if !part.resume_token.is_empty() {
                 self.request.resume_token = part.resume_token;
             }
-            if !part.status.is_empty() {
+            if part.last || !part.status.is_empty() {
                 self.ended = true;
                 self.status = part.status;
             }

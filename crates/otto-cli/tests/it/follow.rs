@@ -41,6 +41,19 @@ async fn a_broken_stream_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_task_whose_workers_never_ran_is_followed_to_its_end() {
+    let servers = Servers::start().await;
+    servers.set(|state| {
+        state.workers = Some(vec![]);
+        let last = otto_proto::v1::ReadLogsResponse { last: true, ..Default::default() };
+        state.streams = vec![vec![Step::Part(last)]].into();
+    });
+    let said = servers.otto(&["logs", "-f", "t"]).await;
+    assert_eq!((said.code, said.out.as_str()), (Some(0), ""), "{said:?}");
+    assert!(!said.err.contains("trying again"), "{said:?}");
+}
+
+#[tokio::test]
 async fn lines_that_come_again_without_a_token_are_printed_once() {
     let servers = Servers::start().await;
     let gap = LogGap { first_sequence: 4, last_sequence: 5, reason: Reason::SpoolFull.into(), ..LogGap::default() };

@@ -235,6 +235,7 @@ impl Reading {
         let mut part = self.take_part();
         part.resume_token = self.token();
         part.status = summary::workers(runs, &self.query.registry);
+        part.last = true;
         self.phase = Phase::Over;
         Ok(part)
     }

@@ -254,6 +254,21 @@ async fn a_task_is_followed_through_its_events_to_its_end() {
 }
 
 #[tokio::test]
+async fn following_a_task_whose_workers_never_ran_ends_with_a_last_message() {
+    let server = Server::start().await;
+    let events = vec![event("1", "w", Type::Created), event("2", "w", Type::Failed), event("3", "", Type::TaskEnded)];
+    report(&server, events).await;
+    let mut following = tail(&server, task()).await;
+    let (mut events, mut last) = (0, false);
+    while let Some(part) = following.message().await.unwrap() {
+        assert!(!last, "something after the last message");
+        events += part.events.len();
+        last = part.last;
+    }
+    assert_eq!((events, last), (3, true));
+}
+
+#[tokio::test]
 async fn an_ended_task_does_not_wait_for_ever_for_a_lost_worker() {
     let server = Server::with(&["--tail-linger", "200ms"]).await;
     let stream = fill(&server, "w", "run", 3).await;

@@ -2585,6 +2585,10 @@ pub struct ReadLogsResponse {
     /// Opaque; goes on right after this message.
     #[prost(string, tag = "6")]
     pub resume_token: ::prost::alloc::string::String,
+    /// This is the last message: a stream that ends without one was cut. Older servers only send `status`, which is empty
+    /// where no worker has a log.
+    #[prost(bool, tag = "7")]
+    pub last: bool,
 }
 /// One line for a reader. Not yet frozen.
 #[allow(missing_docs)]
@@ -3370,6 +3374,9 @@ pub struct WorkerPodStatus {
     /// Why it failed or cannot start, for people. Empty: nothing to say.
     #[prost(string, tag = "10")]
     pub error_message: ::prost::alloc::string::String,
+    /// What `error_message` is about. Unspecified: nothing to say. Not yet frozen.
+    #[prost(enumeration = "FailureClass", tag = "11")]
+    pub failure_class: i32,
 }
 /// A graph of stages.
 #[allow(missing_docs)]
@@ -4154,7 +4161,7 @@ pub struct Task {
     /// Absent while live.
     #[prost(message, optional, tag = "17")]
     pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Why it failed, for people. Empty otherwise.
+    /// Why it failed, or what one of its workers waits for before it can start, for people. Empty otherwise.
     #[prost(string, tag = "18")]
     pub error_message: ::prost::alloc::string::String,
     /// Fields of its event that mean nothing to the scaler.
