@@ -1,4 +1,5 @@
-# The command line, for a Pod that asks the servers, and as the image of demo workers (`/otto demo`: there is no shell).
+# The command line, for a Pod that asks the servers, and as the image of demo workers (`/bin/otto demo`: there is no shell;
+# not /otto, where workers have the volume of their agent).
 # From the repository's root: docker build -f docker/otto.Dockerfile .
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
@@ -9,6 +10,6 @@ RUN target="$(rustc -vV | sed -n 's/^host: //p')" \
     && mkdir -p /out && cp "target/$target/release/otto" /out/
 
 FROM scratch
-COPY --from=build /out/otto /otto
+COPY --from=build /out/otto /bin/otto
 USER 65532:65532
-ENTRYPOINT ["/otto"]
+ENTRYPOINT ["/bin/otto"]

@@ -143,7 +143,7 @@ The log page: http://127.0.0.1:{http}/ (it asks for the token: cat {token})
 The command line:
 
   {otto} logs hello -f
-  {otto} submit -f --image {cli} -- /otto demo --lines 20
+  {otto} submit -f --image {cli} -- /bin/otto demo --lines 20
   {otto} tasks
 
 gRPC:

@@ -1,5 +1,6 @@
 //! Waiting until everything runs as applied.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -13,7 +14,7 @@ const WITHIN: Duration = Duration::from_secs(300);
 /// When nothing has changed for so long, warnings about Pods are looked for.
 const SILENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A program that ended so often does not come up by waiting.
+/// A program that ended so often while we wait does not come up by waiting.
 const RESTARTS: u64 = 3;
 
 /// Waits for every Deployment and StatefulSet of the namespace, and tells what changes.
@@ -25,6 +26,7 @@ pub(super) fn wait(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<(
     let mut told = String::new();
     let mut silent_since = start;
     let mut warned = Vec::new();
+    let mut before = HashMap::new();
     loop {
         let all = cluster.get(&["deployments,statefulsets,pods", "--namespace=ottoscaler"])?;
         let items = all["items"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -39,7 +41,10 @@ pub(super) fn wait(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<(
         if !sets.is_empty() && sets.iter().all(Progress::done) {
             return Ok(());
         }
-        let hopeless = pods.iter().any(|pod| restarts(pod) >= RESTARTS);
+        let hopeless = pods.iter().any(|pod| {
+            let now = restarts(pod);
+            now >= *before.entry(pod["metadata"]["uid"].to_string()).or_insert(now) + RESTARTS
+        });
         if hopeless || start.elapsed() > WITHIN {
             let waiting: Vec<_> = sets.iter().filter(|set| !set.done()).map(|set| set.name.as_str()).collect();
             let what = if hopeless { "it ends again and again".to_owned() } else { format!("not within {WITHIN:?}") };
