@@ -127,6 +127,9 @@ impl RedisArgs {
     }
 }
 
+/// Pods that have ended stay at least so long.
+const KEEP_PODS: Duration = Duration::from_secs(600);
+
 /// How much at once.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Limits")]
@@ -143,15 +146,22 @@ pub(crate) struct LimitArgs {
     /// Largest number of workers that an event may ask for.
     #[arg(long, env = "OTTO_MAX_COUNT", value_name = "N", default_value = "1000", value_parser = at_least_one)]
     pub(crate) max_count: u32,
-    /// Workers being created at once.
-    #[arg(long, env = "OTTO_MAX_CREATIONS", value_name = "N", default_value = "16", value_parser = at_least_one)]
-    pub(crate) max_creations: u32,
+    /// Workers being created at once. Default: 16 (driver process), 32 (driver kubernetes).
+    #[arg(long, env = "OTTO_MAX_CREATIONS", value_name = "N", value_parser = at_least_one)]
+    pub(crate) max_creations: Option<u32>,
+    /// Task records being written at once; more wait.
+    #[arg(long, env = "OTTO_MAX_WRITES", value_name = "N", default_value = "256", value_parser = at_least_one)]
+    pub(crate) max_writes: u32,
     /// How long records of ended tasks are kept. An event older than this is never applied.
     #[arg(long, env = "OTTO_RECORD_RETENTION", value_name = "TIME", default_value = "7d", value_parser = retention)]
     pub(crate) record_retention: Duration,
-    /// How long what is left of an ended worker is kept after its result is stored (at most 2,000 of them).
+    /// How long what is left of an ended worker is kept after its result is stored: its run directory, or its Pod. With
+    /// the driver kubernetes at least 10m.
     #[arg(long, env = "OTTO_KEEP_ENDED", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     pub(crate) keep_ended: Duration,
+    /// Ended workers of which something is left, at most: of more, the oldest are removed, however young they are.
+    #[arg(long, env = "OTTO_MAX_ENDED", value_name = "N", default_value = "2000")]
+    pub(crate) max_ended: u32,
 }
 
 /// What events leave open.
@@ -260,6 +270,13 @@ impl Config {
             work.retry_backoff_min,
             work.retry_backoff_max
         );
+        let kubernetes = self.driver == DriverKind::Kubernetes;
+        anyhow::ensure!(
+            !kubernetes || self.limits.keep_ended >= KEEP_PODS,
+            "--keep-ended ({:?}) is too short for --driver kubernetes; accepted: 10m or longer (Pods that have ended are the \
+             witnesses of what ran, should records be lost; --max-ended limits how many there are)",
+            self.limits.keep_ended
+        );
         let timeout = work.default_timeout;
         let timeout_seconds = u32::try_from(timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0))
             .context("--default-timeout is too long; accepted: at most 4294967295s")?;
@@ -290,7 +307,9 @@ impl Config {
                 per_repository: optional(self.limits.max_workers_per_repository),
                 per_task: optional(self.limits.max_workers_per_task),
             },
-            creations: optional(self.limits.max_creations).unwrap_or(1),
+            creations: optional(self.limits.max_creations.unwrap_or(if kubernetes { 32 } else { 16 })).unwrap_or(1),
+            writes: optional(self.limits.max_writes).unwrap_or(1),
+            remains: usize::try_from(self.limits.max_ended).unwrap_or(usize::MAX),
         })
     }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use otto_service::client::Backoff;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -182,6 +182,10 @@ pub(crate) struct Options {
     pub(crate) limits: Limits,
     /// Creations under way at once.
     pub(crate) creations: usize,
+    /// Records being written at once.
+    pub(crate) writes: usize,
+    /// Ended attempts that the driver keeps at once, however young.
+    pub(crate) remains: usize,
 }
 
 /// Whether the task store answers; and whether its records have been read once.
@@ -216,6 +220,8 @@ pub(crate) struct Controller {
     dirty: HashSet<String>,
     timers: BTreeSet<(Millis, String)>,
     keeping: FuturesUnordered<BoxFuture<'static, keep::Kept>>,
+    /// Who may write a record.
+    writing: Arc<Semaphore>,
     driving: JoinSet<drive::Driven>,
     creating: usize,
     /// Events that were taken and not answered yet.
@@ -240,6 +246,7 @@ pub(crate) fn new(
 ) -> (Controller, Handle, watch::Receiver<Health>) {
     let (commands, received) = mpsc::channel(UNDER_WAY);
     let (health, health_seen) = watch::channel(Health::default());
+    let writing = Arc::new(Semaphore::new(options.writes.clamp(1, Semaphore::MAX_PERMITS)));
     let handle = Handle { commands, board: Arc::clone(&board) };
     let controller = Controller {
         admission: Admission::new(options.limits),
@@ -260,6 +267,7 @@ pub(crate) fn new(
         dirty: HashSet::new(),
         timers: BTreeSet::new(),
         keeping: FuturesUnordered::new(),
+        writing,
         driving: JoinSet::new(),
         creating: 0,
         under_way: 0,

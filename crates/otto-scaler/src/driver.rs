@@ -5,7 +5,6 @@ use tokio::sync::mpsc;
 
 use crate::task::{Class, Millis, Outcome, Spec};
 
-#[allow(dead_code, reason = "its parts come one by one")]
 pub(crate) mod kubernetes;
 mod name;
 pub(crate) mod process;

@@ -87,3 +87,23 @@ fn what_pods_need_is_asked_of_events() {
     let process = parse(&["--pod-template", path]).unwrap().options().unwrap().defaults;
     assert!(process.pods.is_none() && !process.command.is_empty());
 }
+
+#[test]
+fn defaults_go_by_the_driver() {
+    let process = parse(&[]).unwrap().options().unwrap();
+    let kubernetes = ["--driver", "kubernetes", "--agent-image", "otto-worker"];
+    let pods = parse(&kubernetes).unwrap().options().unwrap();
+    assert_eq!((process.creations, pods.creations), (16, 32));
+    assert_eq!((pods.remains, pods.writes), (2_000, 256));
+    let few = parse(&[&kubernetes[..], &["--max-creations", "3", "--max-ended", "0"]].concat()).unwrap();
+    let few = few.options().unwrap();
+    assert_eq!((few.creations, few.remains), (3, 0));
+}
+
+#[test]
+fn pods_that_have_ended_stay_for_ten_minutes() {
+    let options = |more: &[&str]| parse(&[&["--keep-ended", "9m59s"], more].concat()).unwrap().options();
+    assert!(options(&[]).is_ok());
+    let error = options(&["--driver", "kubernetes"]).unwrap_err().to_string();
+    assert!(error.contains("--keep-ended") && error.contains("accepted: 10m"), "{error}");
+}

@@ -18,8 +18,6 @@ use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
 const LIST_EVERY: Millis = 60_000;
 /// Workers whose task nobody knows run so long before they are stopped.
 const ORPHAN_GRACE: Millis = 10 * 60_000;
-/// Ended attempts that the driver keeps at once, however young.
-const REMAINS: usize = 2_000;
 /// A failed stop is tried again after this.
 const STOP_RETRY: Millis = 1_000;
 
@@ -175,7 +173,7 @@ impl Controller {
     }
 
     fn shorten_remains(&mut self) {
-        while self.remains.len() > REMAINS {
+        while self.remains.len() > self.options.remains {
             let Some((_, task_id, index, attempt)) = self.remains.pop_first() else { return };
             if let Some(fact) =
                 self.tasks.get_mut(&task_id).and_then(|task| task.facts.workers.get_mut(&(index, attempt)))

@@ -15,6 +15,7 @@ use crate::event::{Direction, GivenSpec};
 use crate::task::{Class, EntryId, Phase, WorkerPhase};
 
 mod fakes;
+mod waiting;
 
 pub(crate) use fakes::MemoryDriver;
 
@@ -52,6 +53,8 @@ fn options() -> Options {
         },
         limits: Limits { total: Some(50), ..Limits::default() },
         creations: 8,
+        writes: 256,
+        remains: 2_000,
     }
 }
 

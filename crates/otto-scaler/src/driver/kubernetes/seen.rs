@@ -47,7 +47,6 @@ pub(super) struct SeenStatus {
     pub(super) phase: Option<String>,
     pub(super) reason: Option<String>,
     pub(super) message: Option<String>,
-    pub(super) start_time: Option<Time>,
     pub(super) conditions: Option<Vec<SeenCondition>>,
     pub(super) init_container_statuses: Option<Vec<SeenContainer>>,
     pub(super) container_statuses: Option<Vec<SeenContainer>>,
@@ -74,8 +73,6 @@ pub(super) struct SeenContainer {
     pub(super) name: String,
     #[serde(default)]
     pub(super) image: String,
-    #[serde(default)]
-    pub(super) restart_count: i32,
     pub(super) state: Option<SeenState>,
     pub(super) last_state: Option<SeenState>,
     /// As the node gave them to it (Kubernetes 1.33 and later tell).
