@@ -50,3 +50,20 @@ fn store_failed(error: &StoreError) -> Status {
         StoreError::Corrupt { .. } => Status::data_loss(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+    use tonic_types::StatusExt;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_run_names_the_callers_field() {
+        let reason = Reason::Unusable { field: "image", detail: "is empty".to_owned() };
+        let status = never_applied(&reason, "t");
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let details = status.get_error_details();
+        assert_eq!(details.bad_request().unwrap().field_violations[0].field, "build_config.image");
+    }
+}

