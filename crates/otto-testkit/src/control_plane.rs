@@ -29,7 +29,7 @@ mod pki;
 mod programs;
 
 pub use audit::{AuditEvent, AuditObject, AuditStatus, AuditUser};
-pub use namespace::Namespace;
+pub use namespace::{Namespace, scaler_rules};
 
 use crate::PATIENCE;
 use kept::{Kept, asset};

@@ -4,6 +4,7 @@
 //! client's own credentials, and applies [`Rule`]s that tests add and remove while it runs.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -181,6 +182,7 @@ async fn answer(request: Request<Incoming>, shared: Shared, cut: CancellationTok
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let asked = Asked {
+        at: Instant::now(),
         method: parts.method.clone(),
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),

@@ -2,6 +2,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 
@@ -60,7 +61,11 @@ impl RedisServer {
     /// # Errors
     /// When it is not reachable.
     pub async fn connect(&self) -> anyhow::Result<MultiplexedConnection> {
-        Ok(redis::Client::open(self.url())?.get_multiplexed_async_connection().await?)
+        // The default waits half a second for an answer, which a loaded machine may take.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        Ok(redis::Client::open(self.url())?.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
     /// SIGKILL. What the append-only file has stays.

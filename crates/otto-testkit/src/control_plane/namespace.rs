@@ -248,8 +248,11 @@ impl<'a> Namespace<'a> {
     }
 }
 
-/// What the scaler may do in the workers' namespace: the rules of its Role.
-fn scaler_rules() -> anyhow::Result<Value> {
+/// What the scaler may do in the workers' namespace: the rules of its Role in `k8s/base`.
+///
+/// # Errors
+/// When the manifest is not one.
+pub fn scaler_rules() -> anyhow::Result<Value> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(SCALER_RBAC).context("rbac.yaml")?;
     let role = documents.into_iter().find(|object| object["kind"] == "Role").context("rbac.yaml has no Role")?;
     Ok(role["rules"].clone())

@@ -1,7 +1,7 @@
 //! What a proxy does to which requests.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use tokio::sync::watch;
@@ -124,6 +124,8 @@ impl Rule {
 /// A request as rules look at it.
 #[derive(Clone, Debug)]
 pub struct Asked {
+    /// When it came.
+    pub at: Instant,
     /// GET, POST, …
     pub method: Method,
     /// Without the query.
