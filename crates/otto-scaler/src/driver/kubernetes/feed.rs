@@ -217,8 +217,7 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
         );
         let body = match self.cluster.stream(get(&self.path(&query))).await {
             Ok(body) => body,
-            // "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
-            Err(failure) if matches!(failure.code(), Some(400 | 422)) => return End::NotUnderstood,
+            Err(failure) if is_about_streaming(&failure) => return End::NotUnderstood,
             Err(failure) => return failure.into(),
         };
         (self.each)(Event::Listing);
@@ -319,6 +318,13 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
             }
         }
     }
+}
+
+/// The server has no streaming lists: "sendInitialEvents is forbidden for watch unless the WatchList feature gate is
+/// enabled" (422), or, with an etcd before 3.4.25 or 3.5.8, "a watch stream was requested by the client but the required
+/// storage feature RequestWatchProgress is disabled" (500).
+fn is_about_streaming(failure: &Failure) -> bool {
+    matches!(failure.code(), Some(400 | 406 | 422)) || failure.to_string().contains("RequestWatchProgress")
 }
 
 /// Reads a line of a watch; an error that it tells is a failure.

@@ -40,3 +40,17 @@ fn queries_are_encoded() {
     assert_eq!(encoded("a.b/c=d,e"), "a.b%2Fc%3Dd%2Ce");
     assert_eq!(encoded("ä+"), "%C3%A4%2B");
 }
+
+#[test]
+fn servers_without_streaming_lists() {
+    let answer = |code: u16, message: &str| {
+        let body = serde_json::json!({ "message": message }).to_string();
+        Failure::answer(http::StatusCode::from_u16(code).unwrap(), None, body.as_bytes())
+    };
+    assert!(is_about_streaming(&answer(422, "sendInitialEvents is forbidden for watch unless the feature gate is on")));
+    let old_etcd = "a watch stream was requested by the client but the required storage feature RequestWatchProgress is disabled";
+    assert!(is_about_streaming(&answer(500, old_etcd)));
+    assert!(!is_about_streaming(&answer(500, "etcdserver: leader changed")));
+    assert!(!is_about_streaming(&answer(403, "pods is forbidden")));
+    assert!(!is_about_streaming(&Failure::Lost("cut".into())));
+}
