@@ -323,6 +323,19 @@ fn flags_for_every_agent() {
     assert!(problem.contains("--spool-bytes") && problem.contains("64KiB"), "{problem}");
 }
 
+/// The real agent reads every flag and its value before it comes to `--help`.
+#[test]
+fn the_agent_knows_its_flags() {
+    let agent = otto_testkit::binary("otto-worker").unwrap();
+    let pod = pod_of(&maker_of(&options(&["--worker-token-audience", "otto"]), "", &[]).unwrap(), &launch());
+    for container in 0..2 {
+        let args = pod["spec"]["containers"][container]["args"].as_array().unwrap();
+        let words = args.iter().map(|arg| arg.as_str().unwrap()).take_while(|word| *word != "--");
+        let asked = std::process::Command::new(&agent).args(words).arg("--help").output().unwrap();
+        assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    }
+}
+
 #[test]
 fn settings_that_cannot_be() {
     let refused = |change: &dyn Fn(&mut Options)| {
