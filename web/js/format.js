@@ -93,6 +93,11 @@ export function gapText(gap) {
   return `lines ${count(first)} to ${count(last)} are missing (${plural(last - first + 1, "line")}): ${why}${more}`;
 }
 
+/** " (out of memory)": what a failure or a wait is about; nothing where the state says as much. */
+export function about(failureClass) {
+  return failureClass && !["exited", "stopped"].includes(failureClass) ? ` (${failureClass.replaceAll("_", " ")})` : "";
+}
+
 /** A worker event as one sentence. */
 export function eventText(event) {
   const names = {
@@ -101,7 +106,7 @@ export function eventText(event) {
   };
   let text = names[event.type] ?? event.type;
   if (event.type === "task_ended" && event.task_state) text = `Task ${event.task_state}`;
-  if (event.failure_class && !["exited", "stopped"].includes(event.failure_class)) text += ` (${event.failure_class.replaceAll("_", " ")})`;
+  text += about(event.failure_class);
   if (event.message) text += `: ${event.message}`;
   else if (event.signal) text += `: signal ${event.signal}`;
   else if (event.exit_code) text += `: exit code ${event.exit_code}`;

@@ -2,7 +2,7 @@
 
 import { Problem, apiPath, getJson, withQuery } from "./api.js";
 import { h, setText } from "./dom.js";
-import { count, dateTime, eventText, plural, state } from "./format.js";
+import { about, count, dateTime, eventText, plural, state } from "./format.js";
 import { LogView } from "./logview.js";
 import { connection } from "./main.js";
 import { Poll } from "./poll.js";
@@ -252,7 +252,7 @@ export class TaskView {
     const parts = [];
     if (worker) {
       parts.push(badge(worker.state), h("span", { class: "id" }, worker.worker_id));
-      if (worker.state_message && worker.runs.length > 0) parts.push(h("span", { class: "say" }, worker.state_message));
+      if (worker.state_message && worker.runs.length > 0) parts.push(h("span", { class: "say" }, worker.state_message + about(worker.failure_class)));
       if (worker.runs.length > 1) {
         const runs = worker.runs;
         const current = this.#selected.run ?? runs[runs.length - 1].run_id;

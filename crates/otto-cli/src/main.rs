@@ -1,6 +1,7 @@
 //! The `otto` command.
 
 mod args;
+mod classes;
 mod console;
 mod dead_letters;
 mod demo;

@@ -5,6 +5,7 @@ use otto_proto::v1::{DeleteTaskRequest, ListTasksRequest, Task, TaskState, Worke
 use serde_json::json;
 
 use crate::args::{Cli, Tasks};
+use crate::classes;
 use crate::console::tell;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Column, Row};
@@ -130,7 +131,10 @@ fn worker_row(worker: &WorkerPodStatus) -> Row {
         times::span(time(&worker.created_at), None),
         times::span(time(&worker.started_at), time(&worker.completed_at)),
         worker.node_name.clone(),
-        worker.error_message.clone(),
+        match worker.error_message.as_str() {
+            "" => String::new(),
+            message => format!("{message}{}", classes::about(worker.failure_class())),
+        },
     ];
     let json = json!({
         "worker_id": worker.pod_name,
@@ -143,6 +147,7 @@ fn worker_row(worker: &WorkerPodStatus) -> Row {
         "pod_ip": worker.pod_ip,
         "labels": worker.labels,
         "error_message": worker.error_message,
+        "failure_class": classes::name(worker.failure_class()),
     });
     Row { cells, json }
 }

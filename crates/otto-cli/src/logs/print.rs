@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::summary;
 use crate::args::{Logs, Output};
+use crate::classes;
 use crate::console::{Progress, tell};
 use crate::output::{colours, thousands};
 use crate::times;
@@ -58,7 +59,7 @@ impl Printer {
             ));
         }
         for event in part.events.iter().filter(|event| worth_telling(event)) {
-            tell(&event.message);
+            tell(sentence(event));
         }
         let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
         for line in &part.lines {
@@ -162,6 +163,18 @@ fn short_name(worker: &str) -> String {
 fn worth_telling(event: &WorkerEvent) -> bool {
     !event.message.is_empty()
         && matches!(event.r#type(), Type::Waiting | Type::Failed | Type::Retrying | Type::EventLost)
+}
+
+/// `worker 0 waits (image): image acme/x:1 cannot be pulled: …`.
+fn sentence(event: &WorkerEvent) -> String {
+    let what = match event.r#type() {
+        Type::Waiting => "waits",
+        Type::Failed => "failed",
+        Type::Retrying => "is tried again",
+        _ => return event.message.clone(),
+    };
+    let about = classes::about(event.failure_class());
+    format!("worker {} {what}{about}: {}", short_name(&event.worker_id), event.message)
 }
 
 fn as_json(line: &LogLine) -> serde_json::Value {

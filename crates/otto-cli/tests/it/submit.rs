@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use otto_proto::v1::scale_response::Status as ScaleStatus;
 use otto_proto::v1::worker_event::Type;
-use otto_proto::v1::{ReadLogsResponse, ScaleResponse, TaskState, WorkerEvent};
+use otto_proto::v1::{FailureClass, ReadLogsResponse, ScaleResponse, TaskState, WorkerEvent};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::Notify;
 
@@ -147,7 +147,9 @@ async fn what_hinders_a_worker_is_told() {
     let event = WorkerEvent {
         event_id: "e".into(),
         r#type: Type::Waiting.into(),
+        worker_id: "otto-t-0-2".into(),
         message: "image cannot be pulled:\x1b[2J no such image".into(),
+        failure_class: FailureClass::Image.into(),
         ..WorkerEvent::default()
     };
     let part = ReadLogsResponse { events: vec![event], ..ReadLogsResponse::default() };
@@ -155,7 +157,8 @@ async fn what_hinders_a_worker_is_told() {
     ending.notify_one();
     let said = servers.otto(&["submit", "--task-id", "t", "-f", "true"]).await;
     assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(said.err.contains("image cannot be pulled") && !said.err.contains('\x1b'), "{said:?}");
+    assert!(said.err.contains("worker 0.2 waits (image): image cannot be pulled"), "{said:?}");
+    assert!(!said.err.contains('\x1b'), "{said:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! `otto tasks`, `workers`, `scale`, `cancel`, `delete`, `dead-letters`, `pipeline`.
 
 use otto_proto::v1::scale_response::Status as ScaleStatus;
-use otto_proto::v1::{DeadLetter, PipelineProgress, ScaleResponse, StageStatus, TaskState, WorkerPodStatus};
+use otto_proto::v1::{
+    DeadLetter, FailureClass, PipelineProgress, ScaleResponse, StageStatus, TaskState, WorkerPodStatus,
+};
 use tonic::Status;
 
 use super::servers::*;
@@ -37,7 +39,8 @@ async fn workers_of_a_task_are_listed() {
             pod_name: "otto-t-0-1".into(),
             task_id: "t".into(),
             status: "failed".into(),
-            error_message: "exit code 3".into(),
+            error_message: "killed for using too much memory".into(),
+            failure_class: FailureClass::OutOfMemory.into(),
             started_at: "2026-01-31T12:00:00Z".into(),
             completed_at: "2026-01-31T12:01:01Z".into(),
             ..WorkerPodStatus::default()
@@ -45,6 +48,9 @@ async fn workers_of_a_task_are_listed() {
     });
     let said = servers.otto(&["workers", "t"]).await;
     assert!(said.out.contains("otto-t-0-1  failed") && said.out.contains("1m01s"), "{said:?}");
+    assert!(said.out.contains("killed for using too much memory (out of memory)"), "{said:?}");
+    let said = servers.otto(&["workers", "t", "--output", "json"]).await;
+    assert!(said.out.contains(r#""failure_class":"out_of_memory""#), "{said:?}");
     assert_eq!(servers.otto(&["workers", "empty"]).await.code, Some(0));
     let said = servers.otto(&["workers", "nobody"]).await;
     assert_eq!(said.code, Some(3), "{said:?}");

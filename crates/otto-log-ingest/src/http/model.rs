@@ -205,6 +205,8 @@ pub(super) struct Worker<'a> {
     attempt: Option<u32>,
     state: &'static str,
     state_message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_class: Option<&'static str>,
     summary: String,
     metadata: Option<Metadata<'a>>,
     runs: Vec<Run<'a>>,
@@ -223,6 +225,7 @@ impl<'a> Worker<'a> {
             attempt: numbered.map(|event| event.attempt),
             state: told.name,
             summary: state::worker_summary(&runs.iter().map(|run| run.summary.as_str()).collect::<Vec<_>>(), &told),
+            failure_class: told.class,
             state_message: told.message,
             metadata: worker.and_then(|worker| worker.metadata.as_ref()).map(Metadata::from),
             runs,

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use otto_proto::block::Attributes;
 use otto_proto::v1::worker_event::Type;
-use otto_proto::v1::{LogLevel, LogSource, log_gap};
+use otto_proto::v1::{FailureClass, LogLevel, LogSource, log_gap};
 use serde_json::Value;
 
 use super::http_support::{Server, Worker, at, event, sequences};
@@ -23,7 +23,9 @@ async fn tasks_and_workers_say_how_they_are() {
     bad.lose(10, log_gap::Reason::SpoolFull).await;
     bad.print([("eleven\n", at(4))]).await;
     bad.finish(3).await;
-    server.report(vec![event(TASK, "w/2", Type::Waiting, "image x cannot be pulled")]).await;
+    let mut waiting = event(TASK, "w/2", Type::Waiting, "image x cannot be pulled");
+    waiting.failure_class = FailureClass::Image.into();
+    server.report(vec![waiting]).await;
     let mut live = Worker::connect(&server, TASK, "w/3").await;
     live.print([("so far\n", at(5))]).await;
 
@@ -43,7 +45,7 @@ async fn tasks_and_workers_say_how_they_are() {
         })
         .collect();
     let expected = [
-        ["w/2", "waiting", "image x cannot be pulled", "no log yet: waiting: image x cannot be pulled"],
+        ["w/2", "waiting", "image x cannot be pulled", "no log yet: waiting (image): image x cannot be pulled"],
         ["w/0", "succeeded", "-", "complete, 2 of 2 lines"],
         [
             "w/1",
@@ -58,6 +60,10 @@ async fn tasks_and_workers_say_how_they_are() {
     assert_eq!((&run["complete"], &run["ended"], &run["connected"]), (&false.into(), &true.into(), &false.into()));
     assert_eq!((&run["gaps"][0]["reason"], &run["gaps"][0]["last_sequence"]), (&"spool_full".into(), &10.into()));
     assert_eq!(all["events"][0]["type"], "waiting");
+    assert_eq!(
+        (&all["workers"][0]["failure_class"], &all["workers"][1]["failure_class"]),
+        (&"image".into(), &Value::Null)
+    );
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use otto_proto::v1::worker_event::Type;
-use otto_proto::v1::{LogSource, WorkerEvent};
+use otto_proto::v1::{FailureClass, LogSource, WorkerEvent};
 use otto_testkit::{eventually, program};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -160,7 +160,9 @@ async fn a_user_reads_logs() {
     let mut server = Server::start(&[]).await;
     let mut live = Worker::connect(&server, "ci/<b>build</b>", "w0").await;
     live.print([(format!("{EVIL}\n"), at(0)), ("\x1b[1;31mred\x1b[0m plain\n".to_owned(), at(1))]).await;
-    server.report(vec![event("stuck", "w", Type::Waiting, "image x cannot be pulled: not found")]).await;
+    let mut stuck = event("stuck", "w", Type::Waiting, "image x cannot be pulled: not found");
+    stuck.failure_class = FailureClass::Image.into();
+    server.report(vec![stuck]).await;
 
     let browser = Browser::start().await;
     tasks_are_listed(&server, &browser).await;
@@ -182,7 +184,9 @@ async fn tasks_are_listed(server: &Server, browser: &Browser) {
     // Where there is no log, the page says why.
     browser.client.find(Locator::LinkText("stuck")).await.unwrap().click().await.unwrap();
     let why = browser.find(".why").await.text().await.unwrap();
-    assert!(why.contains("image x cannot be pulled: not found"), "{why}");
+    assert!(why.contains("Cannot start yet (image): image x cannot be pulled: not found"), "{why}");
+    let workers = browser.find("ul.workers").await.text().await.unwrap();
+    assert!(workers.contains("no log yet: waiting (image): image x cannot be pulled: not found"), "{workers}");
     browser.client.back().await.unwrap();
     browser.find("tbody").await;
     browser.client.find(Locator::LinkText("ci/<b>build</b>")).await.unwrap().click().await.unwrap();

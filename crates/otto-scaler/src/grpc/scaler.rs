@@ -8,7 +8,7 @@ use otto_proto::v1::ottoscaler_service_client::OttoscalerServiceClient;
 use otto_proto::v1::ottoscaler_service_server::OttoscalerService;
 use otto_proto::v1::scale_response::Status as Outcome;
 use otto_proto::v1::{
-    PipelineProgress, PipelineRequest, ScaleRequest, ScaleResponse, WorkerPodStatus, WorkerStatusRequest,
+    FailureClass, PipelineProgress, PipelineRequest, ScaleRequest, ScaleResponse, WorkerPodStatus, WorkerStatusRequest,
     WorkerStatusResponse,
 };
 use otto_service::{status, telemetry};
@@ -19,7 +19,8 @@ use super::{never_applied, not_applied, rfc3339};
 use crate::controller::{Applied, Change};
 use crate::driver::{Driver, WorkerKey};
 use crate::event::{Direction, parse};
-use crate::task::{Phase, Record, Worker, WorkerPhase};
+use crate::task::{Class, Phase, Record, Worker, WorkerPhase};
+use crate::worker_events::derive::failure_class;
 
 /// Workers that are not live and are told of when no task is named.
 const OTHERS: usize = 1_000;
@@ -63,16 +64,7 @@ impl Scaler {
     fn row(&self, record: &Record, worker: &Worker) -> WorkerPodStatus {
         let key = WorkerKey { task_id: record.task_id.clone(), index: worker.index, attempt: worker.attempt };
         let status = status_of(worker);
-        let error_message = match (&worker.outcome, worker.phase) {
-            _ if let Some(why) = &worker.waiting => format!("waiting: {}", why.message),
-            (Some(why), WorkerPhase::Failed) => why.message.clone(),
-            (Some(why), WorkerPhase::Queued | WorkerPhase::Created) => format!("trying again: {}", why.message),
-            (_, WorkerPhase::Stopped) if matches!(record.phase, Phase::Cancelled | Phase::Cancelling) => {
-                "cancelled".to_owned()
-            }
-            (Some(why), WorkerPhase::Stopped) => why.message.clone(),
-            _ => String::new(),
-        };
+        let (class, error_message) = why(record, worker);
         let mut labels = HashMap::from([
             ("index".to_owned(), worker.index.to_string()),
             ("attempt".to_owned(), worker.attempt.to_string()),
@@ -91,6 +83,7 @@ impl Scaler {
             pod_ip: String::new(),
             labels,
             error_message,
+            failure_class: class.map_or(FailureClass::Unspecified, failure_class).into(),
         }
     }
 
@@ -139,6 +132,23 @@ fn message(change: &Change, outcome: Outcome, direction: Direction, count: u32) 
         }
         Direction::Down if count == 0 => format!("the task is cancelled; {touched} workers are stopped"),
         Direction::Down => format!("{touched} workers are stopped; the target is {count}"),
+    }
+}
+
+/// Why a worker failed, or does not begin: its class and a sentence; empty: there is nothing to say.
+fn why(record: &Record, worker: &Worker) -> (Option<Class>, String) {
+    if let Some(why) = &worker.waiting {
+        return (Some(why.class), format!("waiting: {}", why.message));
+    }
+    match (&worker.outcome, worker.phase) {
+        (_, WorkerPhase::Stopped) if matches!(record.phase, Phase::Cancelled | Phase::Cancelling) => {
+            (Some(Class::Stopped), "cancelled".to_owned())
+        }
+        (Some(why), WorkerPhase::Failed | WorkerPhase::Stopped) => (Some(why.class), why.message.clone()),
+        (Some(why), WorkerPhase::Queued | WorkerPhase::Created) => {
+            (Some(why.class), format!("trying again: {}", why.message))
+        }
+        _ => (None, String::new()),
     }
 }
 
@@ -226,5 +236,59 @@ impl OttoscalerService for Scaler {
         _request: Request<PipelineRequest>,
     ) -> Result<Response<Self::ExecutePipelineStream>, Status> {
         Err(Status::unimplemented("this version runs no pipelines; run each stage with ScaleUp"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::Outcome;
+
+    #[test]
+    fn a_row_says_why_it_failed_or_does_not_begin() {
+        let outcome =
+            |class, message: &str| Some(Outcome { class, exit_code: None, signal: None, message: message.to_owned() });
+        let worker = |phase, outcome, waiting| Worker { phase, outcome, waiting, ..Worker::queued(0, 1) };
+        let mut record = Record {
+            task_id: "t".into(),
+            version: 1,
+            spec: crate::task::Spec::default(),
+            wanted: 1,
+            phase: Phase::Live,
+            workers: Vec::new(),
+            created_at: 0,
+            ended_at: None,
+            last_entry: None,
+            error: None,
+        };
+        let memory = outcome(Class::OutOfMemory, "killed for using more memory than its limit of 128Mi");
+        let image = outcome(Class::Image, "image x cannot be pulled: not found");
+        let quota = outcome(Class::Quota, "exceeded quota: pods");
+        for (worker, class, message) in [
+            (worker(WorkerPhase::Queued, None, None), None, ""),
+            (worker(WorkerPhase::Queued, None, quota.clone()), Some(Class::Quota), "waiting: exceeded quota: pods"),
+            (
+                worker(WorkerPhase::Created, memory.clone(), image.clone()),
+                Some(Class::Image),
+                "waiting: image x cannot be pulled: not found",
+            ),
+            (
+                worker(WorkerPhase::Queued, memory.clone(), None),
+                Some(Class::OutOfMemory),
+                "trying again: killed for using more memory than its limit of 128Mi",
+            ),
+            (worker(WorkerPhase::Running, memory.clone(), None), None, ""),
+            (
+                worker(WorkerPhase::Failed, memory.clone(), None),
+                Some(Class::OutOfMemory),
+                "killed for using more memory than its limit of 128Mi",
+            ),
+            (worker(WorkerPhase::Succeeded, outcome(Class::Success, ""), None), None, ""),
+        ] {
+            assert_eq!(why(&record, &worker), (class, message.to_owned()), "{worker:?}");
+        }
+        record.phase = Phase::Cancelled;
+        let stopped = worker(WorkerPhase::Stopped, outcome(Class::Stopped, "stopped as told"), None);
+        assert_eq!(why(&record, &stopped), (Some(Class::Stopped), "cancelled".to_owned()));
     }
 }

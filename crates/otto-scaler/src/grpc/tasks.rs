@@ -91,6 +91,17 @@ fn state(record: &Record) -> TaskState {
     }
 }
 
+/// What one of its workers waits for before it can start.
+fn waiting(record: &Record) -> Option<String> {
+    let mut waiting = record.workers.iter().filter_map(|worker| Some((worker.index, worker.waiting.as_ref()?)));
+    let (index, why) = waiting.next()?;
+    Some(match waiting.count() {
+        0 if record.workers.len() == 1 => format!("waiting: {}", why.message),
+        0 => format!("worker {index} waits: {}", why.message),
+        more => format!("worker {index} and {more} more wait: {}", why.message),
+    })
+}
+
 fn message(record: &Record) -> proto::Task {
     let mut task = proto::Task {
         task_id: record.task_id.clone(),
@@ -106,7 +117,7 @@ fn message(record: &Record) -> proto::Task {
         priority: record.spec.priority,
         created_at: Some(timestamp(record.created_at)),
         ended_at: record.ended_at.map(timestamp),
-        error_message: record.error.clone().unwrap_or_default(),
+        error_message: record.error.clone().or_else(|| waiting(record)).unwrap_or_default(),
         metadata: record.spec.metadata.clone().into_iter().collect(),
         ..proto::Task::default()
     };
@@ -347,5 +358,44 @@ impl Watcher {
             }
             None => Some(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{Class, Outcome, Spec, Worker};
+
+    #[test]
+    fn a_task_says_what_its_workers_wait_for() {
+        let worker = |index, why: &str| Worker {
+            waiting: (!why.is_empty()).then(|| Outcome {
+                class: Class::Image,
+                exit_code: None,
+                signal: None,
+                message: why.to_owned(),
+            }),
+            ..Worker::queued(index, 1)
+        };
+        let told = |workers: Vec<Worker>| {
+            let record = Record {
+                task_id: "t".into(),
+                version: 1,
+                spec: Spec::default(),
+                wanted: 3,
+                phase: Phase::Live,
+                workers,
+                created_at: 0,
+                ended_at: None,
+                last_entry: None,
+                error: None,
+            };
+            message(&record).error_message
+        };
+        assert_eq!(told(vec![worker(0, "")]), "");
+        assert_eq!(told(vec![worker(0, "no image")]), "waiting: no image");
+        assert_eq!(told(vec![worker(0, ""), worker(1, "no image")]), "worker 1 waits: no image");
+        let all = vec![worker(0, "no image"), worker(1, "no node"), worker(2, "no node")];
+        assert_eq!(told(all), "worker 0 and 2 more wait: no image");
     }
 }

@@ -2,12 +2,16 @@
 
 use otto_proto::v1::{LogRun, WorkerEvent, log_gap, worker_event::Type};
 
+use super::failure_class;
+
 /// A worker's state, drawn from its events and its runs.
 pub(super) struct Told {
     /// queued, created, running, waiting, retrying, succeeded, failed, stopped or unknown.
     pub(super) name: &'static str,
     /// Why, where there is something to say.
     pub(super) message: Option<String>,
+    /// What that is about.
+    pub(super) class: Option<&'static str>,
     /// No more output is expected.
     pub(super) ended: bool,
 }
@@ -20,23 +24,27 @@ pub(super) fn of_worker(runs: &[LogRun], events: &[&WorkerEvent]) -> Told {
         let (name, ended) = named(event.r#type()).unwrap_or(("unknown", false));
         // The log's end is often here before the scaler's event.
         if ended || finish.is_none() {
-            return Told { name, message: reason(event), ended };
+            return Told { name, message: reason(event), class: failure_class(event.failure_class()), ended };
         }
     }
     match finish {
         Some(finish) if !finish.error_message.is_empty() => {
-            Told { name: "failed", message: Some(finish.error_message.clone()), ended: true }
+            Told { name: "failed", message: Some(finish.error_message.clone()), class: None, ended: true }
         }
         Some(finish) => match (finish.exit_code, finish.signal) {
             (_, Some(signal)) => {
-                Told { name: "failed", message: Some(format!("ended by signal {signal}")), ended: true }
+                Told { name: "failed", message: Some(format!("ended by signal {signal}")), class: None, ended: true }
             }
-            (Some(0), None) => Told { name: "succeeded", message: None, ended: true },
-            (Some(code), None) => Told { name: "failed", message: Some(format!("exit code {code}")), ended: true },
-            (None, None) => Told { name: "ended", message: None, ended: true },
+            (Some(0), None) => Told { name: "succeeded", message: None, class: None, ended: true },
+            (Some(code), None) => {
+                Told { name: "failed", message: Some(format!("exit code {code}")), class: None, ended: true }
+            }
+            (None, None) => Told { name: "ended", message: None, class: None, ended: true },
         },
-        None if runs.iter().any(|run| run.connected) => Told { name: "running", message: None, ended: false },
-        None => Told { name: "unknown", message: None, ended: false },
+        None if runs.iter().any(|run| run.connected) => {
+            Told { name: "running", message: None, class: None, ended: false }
+        }
+        None => Told { name: "unknown", message: None, class: None, ended: false },
     }
 }
 
@@ -111,11 +119,13 @@ fn missing(run: &LogRun) -> String {
 
 /// Of all runs, or why there is none.
 pub(super) fn worker_summary(runs: &[&str], told: &Told) -> String {
+    // These two say no more than the state does.
+    let class = told.class.filter(|class| !["exited", "stopped"].contains(class));
+    let about = class.map_or_else(String::new, |class| format!(" ({})", class.replace('_', " ")));
+    let yet = if told.ended { "" } else { " yet" };
     match (runs, &told.message) {
-        ([], Some(message)) if told.ended => format!("no log: {}: {message}", told.name),
-        ([], None) if told.ended => format!("no log: {}", told.name),
-        ([], Some(message)) => format!("no log yet: {}: {message}", told.name),
-        ([], None) => format!("no log yet: {}", told.name),
+        ([], Some(message)) => format!("no log{yet}: {}{about}: {message}", told.name),
+        ([], None) => format!("no log{yet}: {}{about}", told.name),
         ([one], _) => (*one).to_owned(),
         ([.., last], _) => format!("{} runs; the last: {last}", runs.len()),
     }

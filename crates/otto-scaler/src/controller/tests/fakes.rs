@@ -174,11 +174,17 @@ pub(super) fn outcome(class: Class) -> Outcome {
 }
 
 impl MemoryDriver {
+    /// What ends from its first state never began.
     pub(super) fn put(&self, key: &WorkerKey, state: State) {
+        let never_began = match &state {
+            State::Created { .. } => true,
+            State::Ended { .. } => matches!(self.state(key), Some(State::Created { .. })),
+            State::Running | State::Gone => false,
+        };
         let seen = Observed {
             key: key.clone(),
             name: self.worker_name(key),
-            started_at: (!matches!(state, State::Created { .. })).then_some(1),
+            started_at: (!never_began).then_some(1),
             state,
             created_at: 1,
             node_name: String::new(),
