@@ -21,6 +21,8 @@ mod end;
 mod text;
 mod wait;
 
+pub(super) use wait::told_by_event;
+
 /// Clocks of nodes and of the control plane may differ by so much, in milliseconds.
 const CLOCKS_DIFFER: Millis = 30_000;
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::Shared;
+use super::classify::told_by_event;
 use super::cluster::get;
 use super::errors::{Asked, Failure, explain};
 use crate::driver::{Waiting, WorkerKey};
@@ -58,7 +59,7 @@ fn why(events: &Events) -> Option<Waiting> {
     let troubles = events.items.iter().filter(|event| event.kind != "Normal");
     let (event, class) =
         troubles.filter_map(|event| Some((event, event.class()?))).max_by(|(a, _), (b, _)| a.at().cmp(b.at()))?;
-    let message = format!("{}: {}", event.reason, event.message.trim());
+    let message = told_by_event(&event.reason, &event.message);
     Some(Waiting { outcome: Outcome { class, exit_code: None, signal: None, message }, hopeless: false, usual: false })
 }
 
@@ -116,7 +117,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(found.outcome.class, Class::Volume);
-        assert_eq!(found.outcome.message, "FailedMount: secret \"x\" not found");
+        assert_eq!(found.outcome.message, "a volume cannot be mounted: secret \"x\" not found");
         assert!(!found.hopeless);
     }
 

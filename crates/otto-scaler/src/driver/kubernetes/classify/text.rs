@@ -1,5 +1,7 @@
 //! Sentences of others, made fit for people: without wrappers that say nothing, and the same for the same trouble.
 
+use std::borrow::Cow;
+
 /// Longest text taken over, in bytes.
 const LONGEST: usize = 1_000;
 
@@ -21,6 +23,7 @@ const WRAPPERS: &[&str] = &[
     "failed to copy: ",
     "failed to do request: ",
     "PodGC: ",
+    "Failed to create pod sandbox: ",
 ];
 
 /// The same, with the name of the image or container in quotes after it.
@@ -41,10 +44,18 @@ pub(super) fn with(what: &str, why: &str) -> String {
     if why.is_empty() { what.to_owned() } else { format!("{what}: {why}") }
 }
 
+/// One line as it came, not too long.
+pub(super) fn line(text: &str) -> String {
+    bounded(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
 /// One line, without wrappers, without what changes from one try to the next, not too long.
 pub(super) fn steady(text: &str) -> String {
     let words: Vec<_> = unwrapped(text).split_whitespace().filter_map(word).collect();
-    let mut text = words.join(" ");
+    bounded(words.join(" "))
+}
+
+fn bounded(mut text: String) -> String {
     if text.len() > LONGEST {
         text.truncate(text.floor_char_boundary(LONGEST));
         text.push('…');
@@ -86,8 +97,12 @@ fn unwrapped(text: &str) -> &str {
     }
 }
 
-/// A word without a URL's query (signatures, tokens) or the port that a connection happened to come from.
-fn word(word: &str) -> Option<std::borrow::Cow<'_, str>> {
+/// A word without a URL's query (signatures, tokens), the port that a connection happened to come from, or the number of
+/// something that is new with every try.
+fn word(word: &str) -> Option<Cow<'_, str>> {
+    if let Some(number) = long_number(word) {
+        return Some(word.replace(number, "…").into());
+    }
     if let Some((_, to)) = word.split_once("->")
         && word.starts_with(|first: char| first.is_ascii_digit() || first == '[')
     {
@@ -101,6 +116,11 @@ fn word(word: &str) -> Option<std::borrow::Cow<'_, str>> {
         }
         _ => Some(word.into()),
     }
+}
+
+/// 32 hexadecimal digits or more: of a sandbox, a container, a layer.
+fn long_number(word: &str) -> Option<&str> {
+    word.split(|letter: char| !letter.is_ascii_hexdigit()).find(|part| part.len() >= 32)
 }
 
 #[cfg(test)]
@@ -121,6 +141,8 @@ mod tests {
             steady("Get \"https://s3.example/layer?X-Amz-Signature=abc&X=1\": EOF"),
             "Get \"https://s3.example/layer\": EOF"
         );
+        let sandbox = |id: &str| format!("failed to setup network for sandbox \"{}\": no IP", id.repeat(16));
+        assert_eq!(steady(&sandbox("0a1b")), steady(&sandbox("c3d4")));
         assert_eq!(steady("Back-off pulling image \"acme/x:1\""), "Back-off pulling image \"acme/x:1\"");
     }
 

@@ -1,6 +1,6 @@
 //! Why the job of a Pod has not begun yet.
 
-use super::text::{steady, with};
+use super::text::{line, steady, with};
 use super::{Look, outcome};
 use crate::driver::Waiting;
 use crate::driver::kubernetes::names::AGENT_CONTAINER;
@@ -61,6 +61,19 @@ pub(super) fn waiting(look: &Look<'_>) -> Option<Waiting> {
     matches!(look.condition("PodReadyToStartContainers"), Some(("False", ..))).then(|| {
         usual(Class::Volume, format!("waits for its volumes and its network on node {node}; the Pod's events say more"))
     })
+}
+
+/// What one of the cluster's Events says of a Pod whose status says nothing.
+pub(in crate::driver::kubernetes) fn told_by_event(reason: &str, message: &str) -> String {
+    let what = match reason {
+        "FailedMount" | "FailedMapVolume" => "a volume cannot be mounted".to_owned(),
+        "FailedAttachVolume" => "a volume cannot be attached to its node".to_owned(),
+        "FailedCreatePodSandBox" | "FailedPodSandBoxStatus" | "NetworkNotReady" => {
+            "its network cannot be set up".to_owned()
+        }
+        other => steady(other),
+    };
+    with(&what, message)
 }
 
 /// The scheduler's sentence without what it tried besides, which failed, too.
@@ -149,7 +162,7 @@ fn not_pulled(container: &SeenContainer, whose: Whose, message: &str) -> String 
 }
 
 fn image(container: &SeenContainer, whose: Whose) -> String {
-    let image = steady(&container.image);
+    let image = line(&container.image);
     match whose {
         Whose::Job => format!("image {image}"),
         Whose::Agent => format!("the agent's image {image} (--agent-image)"),
