@@ -28,6 +28,8 @@ enum Task {
     Dev(dev::Options),
     /// Runs all tests.
     Test {
+        #[command(flatten)]
+        kind: test::KindOptions,
         /// For `cargo test`: a filter, `-p CRATE`, `-- --nocapture`, …
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -65,7 +67,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Dev(options) => dev::run(&options),
-        Task::Test { arguments } => test::run(&arguments),
+        Task::Test { kind, arguments } => test::run(&kind, &arguments),
         Task::Codegen { check, freeze } => codegen::run(check, freeze),
         Task::Bench { name, arguments } => bench::run(&name, &arguments),
         Task::Deny => deny::run(),

@@ -1,9 +1,9 @@
 //! `cargo xtask up` and `down`: the whole system in a Kubernetes cluster on this machine.
 
 mod cluster;
+mod foreign;
 mod overlay;
 mod programs;
-mod redis;
 mod rollout;
 mod why;
 
@@ -15,6 +15,10 @@ use crate::images::{self, Profile};
 use crate::interrupt::Interrupt;
 use crate::{docker, workspace};
 pub(crate) use cluster::Cluster;
+pub(crate) use foreign::busybox as ensure_busybox;
+
+/// Redis as it is published.
+pub(crate) const REDIS_IMAGE: &str = "redis:7-bookworm";
 
 /// Where the cluster comes from, and what runs in it.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PROFILE", default_value = "quick")]
     pub(crate) profile: Profile,
     /// Redis for the cluster. Where it cannot be pulled, this machine's redis-server is packed into an image.
-    #[arg(long, env = "OTTO_REDIS_IMAGE", value_name = "IMAGE", default_value = "redis:7-bookworm")]
+    #[arg(long, env = "OTTO_REDIS_IMAGE", value_name = "IMAGE", default_value = REDIS_IMAGE)]
     pub(crate) redis_image: String,
 }
 
@@ -101,7 +105,7 @@ pub(crate) fn bring(options: &Options, overlay: &str, interrupt: &Interrupt) -> 
         log_ingest: ensure(&images::LOG_INGEST)?,
         worker: ensure(&images::WORKER)?,
         cli: ensure(&images::CLI)?,
-        redis: redis::ensure(&options.redis_image, interrupt)?,
+        redis: foreign::redis(&options.redis_image, interrupt)?,
     };
     if !cluster.exists()? {
         cluster.create(options.image.as_deref(), interrupt)?;
@@ -124,7 +128,7 @@ impl Up {
         let kubeconfig = shown(&cluster.kubeconfig());
         let token = shown(&self.token_file);
         let otto = shown(&self.binaries.join("otto"));
-        let (scaler, grpc, http) = (ports.scaler, ports.log_grpc, ports.log_http);
+        let (scaler, grpc, http, redis) = (ports.scaler, ports.log_grpc, ports.log_http, ports.redis);
         println!(
             r#"
 Everything runs in the kind cluster {name}. In a shell:
@@ -133,7 +137,7 @@ Everything runs in the kind cluster {name}. In a shell:
   export OTTO_AUTH_TOKEN_FILE={token}   # every server asks for this token
   export OTTO_SCALER=http://127.0.0.1:{scaler} OTTO_LOG_SERVER=http://127.0.0.1:{grpc}
 
-An event on the stream, and its Pods:
+An event on the stream (Redis is at 127.0.0.1:{redis}), and its Pods:
 
   {kubectl} exec otto-redis-0 -- redis-cli XADD otto:scale:events '*' type scale_up pod_count 3 task_id hello
   kubectl -n ottoscaler-workers get pods --watch

@@ -18,12 +18,14 @@ pub(crate) struct Ports {
     pub(crate) scaler: u16,
     pub(crate) log_grpc: u16,
     pub(crate) log_http: u16,
+    pub(crate) redis: u16,
 }
 
 /// Ports of the node, fixed by k8s/overlays/dev/node-ports.yaml, and those of this machine if they are free.
 const SCALER: (u16, u16) = (30090, 9090);
 const LOG_GRPC: (u16, u16) = (30051, 50051);
 const LOG_HTTP: (u16, u16) = (30080, 8080);
+const REDIS: (u16, u16) = (30379, 6379);
 
 /// A kind cluster by its name, there or not. Its folder `.otto/kind/NAME` says that it was made here.
 pub(crate) struct Cluster {
@@ -115,7 +117,7 @@ impl Cluster {
 
     fn config(&self) -> anyhow::Result<String> {
         let mut mappings = Vec::new();
-        for (node, wanted) in [SCALER, LOG_GRPC, LOG_HTTP] {
+        for (node, wanted) in [SCALER, LOG_GRPC, LOG_HTTP, REDIS] {
             let host = free_port(wanted)?;
             mappings.push(format!(
                 "      - {{containerPort: {node}, hostPort: {host}, listenAddress: 127.0.0.1, protocol: TCP}}"
@@ -145,6 +147,12 @@ impl Cluster {
         Ok(there)
     }
 
+    /// Writes the logs of everything in it into a folder.
+    pub(crate) fn export_logs(&self, dir: &Path) -> anyhow::Result<()> {
+        let mut export = Command::new(&self.kind);
+        tools::run(export.args(["export", "logs", "--quiet", "--name", &self.name]).arg(dir).stdout(Stdio::null()))
+    }
+
     pub(crate) fn write_kubeconfig(&self) -> anyhow::Result<()> {
         let text = tools::output(Command::new(&self.kind).args(["get", "kubeconfig", "--name", &self.name]))?;
         write_secret(&self.kubeconfig(), &text)
@@ -163,11 +171,6 @@ impl Cluster {
         let mut kubectl = Command::new(&self.kubectl);
         kubectl.arg("--kubeconfig").arg(self.kubeconfig());
         kubectl
-    }
-
-    /// Where `kubectl` is.
-    pub(crate) fn kubectl_path(&self) -> &Path {
-        &self.kubectl
     }
 
     /// What kubectl prints with `--output=json`.
@@ -193,7 +196,7 @@ impl Cluster {
             let port = text.lines().next().and_then(|line| line.rsplit(':').next()).and_then(|port| port.parse().ok());
             port.with_context(|| format!("docker port {container} {node}/tcp says {text:?}"))
         };
-        Ok(Ports { scaler: port(SCALER)?, log_grpc: port(LOG_GRPC)?, log_http: port(LOG_HTTP)? })
+        Ok(Ports { scaler: port(SCALER)?, log_grpc: port(LOG_GRPC)?, log_http: port(LOG_HTTP)?, redis: port(REDIS)? })
     }
 }
 
