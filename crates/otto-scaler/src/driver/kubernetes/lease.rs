@@ -464,3 +464,6 @@ fn identity() -> String {
 async fn sleep_until(until: u64) {
     tokio::time::sleep(Duration::from_nanos(until.saturating_sub(now()))).await;
 }
+
+#[cfg(test)]
+mod tests;

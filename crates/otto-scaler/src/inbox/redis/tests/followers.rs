@@ -100,8 +100,8 @@ async fn what_a_follower_takes_the_leader_drives() {
     );
     leader.creates("t-1-1").await;
     // The same again, there and here.
-    assert_eq!(names(follower.apply(&event("t", Direction::Up, 2)).await).0, false);
-    assert_eq!(names(leader.handle.apply(event("t", Direction::Up, 1)).await).0, false);
+    assert!(!names(follower.apply(&event("t", Direction::Up, 2)).await).0);
+    assert!(!names(leader.handle.apply(event("t", Direction::Up, 1)).await).0);
     assert_eq!(names(follower.apply(&event("t", Direction::Up, 3)).await), (true, vec!["t-2-1".into()]));
     leader.creates("t-2-1").await;
     // A contradiction, and a task that nobody knows.
@@ -111,7 +111,7 @@ async fn what_a_follower_takes_the_leader_drives() {
     assert!(matches!(follower.apply(&event("u", Direction::Down, 1)).await, Ok(Applied::Dead(Reason::UnknownTask(_)))));
     names(follower.apply(&event("t", Direction::Down, 0)).await);
     eventually("it is cancelled", async || (world.task("t").await.phase == Phase::Cancelled).then_some(())).await;
-    assert_eq!(names(follower.apply(&event("t", Direction::Up, 5)).await).0, false);
+    assert!(!names(follower.apply(&event("t", Direction::Up, 5)).await).0);
     let shown = follower.board().await.unwrap();
     assert_eq!(shown.get("t").unwrap().phase, Phase::Cancelled);
     leader.stop().await;
