@@ -131,18 +131,29 @@ fn write_mark(mark: &Mark) -> io::Result<()> {
     Ok(())
 }
 
+/// Where the system looks without a PATH.
+const DEFAULT_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
+
+fn is_in(path: Option<&OsStr>, program: &OsStr) -> bool {
+    std::env::split_paths(path.unwrap_or(OsStr::new(DEFAULT_PATH))).any(|dir| dir.join(program).exists())
+}
+
 fn explain(program: &OsStr, path: Option<&OsStr>, error: &io::Error) -> LaunchError {
     let name = program.to_string_lossy();
     let is_path = program.as_bytes().contains(&b'/');
     match error.kind() {
-        ErrorKind::NotFound if is_path && Path::new(program).exists() => LaunchError::NotExecutable(format!(
-            "the program {name:?} cannot be run: the interpreter its first line (or its header) names does not exist"
-        )),
-        ErrorKind::NotFound if is_path => LaunchError::NotFound(format!("the program {name:?} does not exist")),
-        ErrorKind::NotFound => {
+        ErrorKind::NotFound if is_path && !Path::new(program).exists() => {
+            LaunchError::NotFound(format!("the program {name:?} does not exist"))
+        }
+        // A directory in PATH that we may not look into is no reason to call a program forbidden.
+        ErrorKind::NotFound | ErrorKind::PermissionDenied if !is_path && !is_in(path, program) => {
             let path = path.map_or_else(|| "which is not set".into(), |path| path.to_string_lossy());
             LaunchError::NotFound(format!("the program {name:?} is not in PATH ({path})"))
         }
+        // It is there: what it needs is not.
+        ErrorKind::NotFound => LaunchError::NotExecutable(format!(
+            "the program {name:?} cannot be run: the interpreter its first line (or its header) names does not exist"
+        )),
         ErrorKind::PermissionDenied
         | ErrorKind::IsADirectory
         | ErrorKind::NotADirectory

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_otto-worker");
 
 /// How long a state is waited for: the machine may be loaded.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A place for an agent, and what it is told.
 pub(crate) struct Setup {

@@ -26,15 +26,15 @@ async fn exit_codes_are_the_jobs() {
 async fn a_program_that_cannot_be_run_is_named() {
     let server = Server::start().await;
     let setup = Setup::new(&server.url());
-    std::fs::write(setup.path("text"), "no program").unwrap();
-    std::fs::write(setup.path("script"), "#!/no/such/interpreter\n").unwrap();
+    std::fs::write(setup.path("a-text"), "no program").unwrap();
+    std::fs::write(setup.path("a-script"), "#!/no/such/interpreter\n").unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(setup.path("script"), mode).unwrap();
+    std::fs::set_permissions(setup.path("a-script"), mode).unwrap();
     for (program, code, words) in [
         ("no-such-program", 127, "is not in PATH"),
         ("./no/such", 127, "does not exist"),
-        ("./text", 126, "cannot be run"),
-        ("./script", 126, "interpreter"),
+        ("./a-text", 126, "cannot be run"),
+        ("./a-script", 126, "interpreter"),
         ("/", 126, "cannot be run"),
     ] {
         let output = setup.start([program]).output().await;
@@ -44,6 +44,19 @@ async fn a_program_that_cannot_be_run_is_named() {
         let state = server.store.lock();
         let told = state.runs.values().filter_map(|run| run.finish.as_ref());
         assert!(told.clone().any(|finish| finish.error_message.contains(words)), "{program}");
+    }
+    // By PATH, which may also name what nobody may look into, or what is none.
+    let path = setup.path("a-text").join("x").display().to_string();
+    let path = format!("/proc/1/cwd/x:{path}:{}:/bin:/usr/bin", setup.dir.path().display());
+    let setup = setup.env("PATH", &path);
+    for (program, code, words) in [
+        ("no-such-program", 127, "is not in PATH"),
+        ("a-text", 126, "cannot be run"),
+        ("a-script", 126, "cannot be run"),
+    ] {
+        let output = setup.start([program]).output().await;
+        assert_eq!(output.status.code(), Some(code), "{program}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{program}: {}", stderr(&output));
     }
 }
 

@@ -43,16 +43,9 @@ async fn the_job_waits() {
 #[tokio::test]
 async fn a_job_that_waits_can_be_stopped_and_what_it_printed_is_kept() {
     let mut server = Server::absent().await;
-    let setup = Setup::new(&server.url()).flags(&[
-        "--tee",
-        "false",
-        "--compression",
-        "none",
-        "--spool-bytes",
-        "1MiB",
-        "--drain-timeout",
-        "300ms",
-    ]);
+    let setup = Setup::new(&server.url()).flags(&["--tee", "false", "--compression", "none", "--spool-bytes", "1MiB"]);
+    // Of the agent, not of the drain.
+    let setup = setup.run_flags(&["--drain-timeout", "300ms"]);
     let agent = setup.start_script("seq 1 500000; touch done");
     eventually("the spool is full", || (files_bytes(&setup) > 400_000).then_some(())).await;
     agent.signal(rustix::process::Signal::TERM);
@@ -60,7 +53,7 @@ async fn a_job_that_waits_can_be_stopped_and_what_it_printed_is_kept() {
     assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
     assert!(files_bytes(&setup) <= 1 << 20);
     server.appear().await;
-    assert!(setup.env("OTTO_DRAIN_TIMEOUT", "20s").drain().await.status.success());
+    assert!(setup.env("OTTO_DRAIN_TIMEOUT", "60s").drain().await.status.success());
     let run = server.complete().await;
     let text = String::from_utf8(run.text(None)).unwrap();
     let whole: String = (1..=500_000).map(|number| format!("{number}\n")).collect();
