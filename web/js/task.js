@@ -177,7 +177,7 @@ export class TaskView {
     return h("li", null,
       h("a", { href: this.#address(id), "data-link": "", "aria-current": current ? "true" : null, title: id },
         h("span", { class: `sign ${kind}`, "aria-hidden": "true" }, sign),
-        h("span", { class: "who" }, label, worker ? h("span", { class: "word" }, ` ${word}`) : null),
+        h("span", { class: "who" }, label, worker ? h("span", { class: "word" }, ` ${word}${worker.runs.length > 0 ? about(worker.failure_class) : ""}`) : null),
         h("span", { class: "what" }, summary)));
   }
 

@@ -92,10 +92,12 @@ pub(super) fn failed_waiting(
     stored: Option<&Outcome>,
     policy: &Policy,
 ) -> Option<Outcome> {
+    // The answer to the stop may come later than what it did.
+    let given_up = fact.is_some_and(|fact| fact.busy || fact.stop_sent.is_some());
     let ended_by_stop = match ended.map(|ended| ended.class) {
         None | Some(Class::Stopped | Class::Deadline) => true,
         // It vanished without a word after it was told to stop.
-        Some(Class::NodeLost) => fact.is_some_and(|fact| fact.gone && fact.stop_sent.is_some()),
+        Some(Class::NodeLost) => given_up && fact.is_some_and(|fact| fact.gone),
         Some(_) => false,
     };
     if !ended_by_stop {
@@ -103,7 +105,6 @@ pub(super) fn failed_waiting(
     }
     let waited = fact.and_then(|fact| fact.waited.as_ref());
     let why = waited.map(|waited| &waited.waiting.outcome).or(stored)?;
-    let given_up = fact.is_some_and(|fact| fact.stop_sent.is_some());
     let hopeless = waited.is_some_and(|waited| waited.waiting.hopeless);
     let patience = policy.patience.of(why.class).filter(|_| given_up && !hopeless);
     Some(given_up_after(why, patience))

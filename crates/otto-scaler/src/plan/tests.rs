@@ -221,6 +221,27 @@ fn who_waits_too_long_is_stopped_and_failed_because_of_it() {
 }
 
 #[test]
+fn the_answer_to_a_stop_may_come_after_its_effect() {
+    let mut facts = known();
+    let mut fact = waits(Class::Unschedulable);
+    fact.busy = true;
+    facts.workers.insert((0, 1), deleted(&fact, 10_001));
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 10_001).unwrap();
+    assert_eq!(stored.workers[0].outcome.as_ref().unwrap().message, "unschedulable; given up after 10s");
+    // Vanished without a word.
+    let mut fact = facts.workers[&(0, 1)].clone();
+    fact.state = State::Ended { at: 10_001, outcome: outcome(Class::NodeLost) };
+    fact.gone = true;
+    facts.workers.insert((0, 1), fact.clone());
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 10_001).unwrap();
+    assert_eq!(stored.workers[0].outcome.as_ref().unwrap().class, Class::Unschedulable);
+    fact.busy = false;
+    facts.workers.insert((0, 1), fact);
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 10_001).unwrap();
+    assert_eq!(stored.workers[0].outcome.as_ref().unwrap().class, Class::NodeLost);
+}
+
+#[test]
 fn what_never_comes_is_not_waited_for() {
     let mut fact = Fact::new(
         State::Created { waiting: Some(Waiting { outcome: outcome(Class::Image), hopeless: true, usual: false }) },
