@@ -23,7 +23,7 @@ async fn through(proxy: &FaultProxy, namespace: &Namespace<'_>) -> anyhow::Resul
 }
 
 fn map(name: &str) -> ConfigMap {
-    serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()
+    serde_json::from_value(json!({"metadata": {"name": name}})).expect("a ConfigMap")
 }
 
 fn code(result: kube::Result<ConfigMap>) -> u16 {

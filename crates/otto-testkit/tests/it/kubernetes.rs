@@ -6,4 +6,6 @@ mod cluster;
 mod faults;
 mod kills;
 mod life;
+mod manifests;
 mod redis_gate;
+mod refusals;

@@ -282,3 +282,9 @@ pub(crate) fn printing(lines: u64, pause_after: u64) -> String {
         "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; [ $((i%{pause_after})) -ne 0 ] || sleep 1; done"
     )
 }
+
+/// Lines without what the shell says of a child that a signal to the whole group has ended.
+pub(crate) fn said(mut lines: Vec<String>) -> Vec<String> {
+    lines.retain(|line| line != "Terminated");
+    lines
+}

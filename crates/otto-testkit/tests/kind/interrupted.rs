@@ -3,7 +3,7 @@
 use kube::api::{DeleteParams, EvictParams, ListParams, LogParams};
 use otto_proto::v1::{FailureClass, TaskState, worker_event::Type};
 
-use crate::cluster::{Cluster, numbered, printing, runs, within};
+use crate::cluster::{Cluster, numbered, printing, runs, said, within};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: cargo xtask test --kind"]
@@ -115,7 +115,7 @@ async fn an_evicted_worker_keeps_its_lines_and_is_started_again() -> anyhow::Res
     let mut expected = numbered(300);
     assert_eq!(cluster.lines(task, &second.unwrap_or_default()).await?, expected);
     expected.extend(["waiting".to_owned(), "last words".to_owned()]);
-    assert_eq!(cluster.lines(task, &first).await?, expected);
+    assert_eq!(said(cluster.lines(task, &first).await?), expected);
     Ok(())
 }
 
@@ -126,8 +126,11 @@ async fn a_worker_that_somebody_deletes_is_not_taken_for_one_that_succeeded() ->
     let task = "deleted";
     cluster.add(task, "echo started; while :; do sleep 0.1; done", &[]).await?;
     cluster.stored(task, 1).await?;
-    let (name, pod) = cluster.pods(task).await?.into_iter().next().unwrap_or_default();
-    assert!(runs(&pod, "job"), "{pod:?}");
+    let name = within("its Pod is seen running", async || {
+        let (name, pod) = cluster.pods(task).await.ok()?.into_iter().next()?;
+        runs(&pod, "job").then_some(name)
+    })
+    .await?;
     // `kubectl logs` shows what the job printed.
     let log = LogParams { container: Some("job".to_owned()), ..LogParams::default() };
     assert!(cluster.workers().logs(&name, &log).await?.contains("started"));

@@ -2,7 +2,7 @@
 
 use otto_proto::v1::{TaskState, worker_event::Type};
 
-use crate::cluster::{Cluster, numbered, phase, printing, runs, within};
+use crate::cluster::{Cluster, numbered, phase, printing, runs, said, within};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: cargo xtask test --kind"]
@@ -54,12 +54,15 @@ async fn a_running_job_is_told_to_stop_and_its_last_words_are_stored() -> anyhow
     let script = "trap 'echo told to stop; exit 0' TERM; echo started; while :; do sleep 0.1; done";
     cluster.add(task, script, &[("pod_count", "2")]).await?;
     cluster.stored(task, 2).await?;
-    let pods = cluster.pods(task).await?;
-    assert!(pods.len() == 2 && pods.values().all(|pod| runs(pod, "job")), "{pods:?}");
+    within("two Pods are seen running", async || {
+        let pods = cluster.pods(task).await.ok()?;
+        (pods.len() == 2 && pods.values().all(|pod| runs(pod, "job"))).then_some(())
+    })
+    .await?;
     cluster.cancel(task).await?;
     assert_eq!(cluster.ended(task).await?.state(), TaskState::Cancelled);
     for worker in cluster.finished(task, 2).await? {
-        assert_eq!(cluster.lines(task, &worker.worker_id).await?, ["started", "told to stop"]);
+        assert_eq!(said(cluster.lines(task, &worker.worker_id).await?), ["started", "told to stop"]);
     }
     cluster.told(task, Type::Stopped).await?;
     within("the Pods are gone", async || cluster.pods(task).await.ok()?.is_empty().then_some(())).await

@@ -143,10 +143,13 @@ pub(super) fn explain(failure: &Failure, asked: Asked<'_>) -> String {
                 401 => format!(
                     "the API server {url} does not accept the scaler's credentials: {message}; check the kubeconfig or the service account"
                 ),
-                403 if is_permission(status) => format!(
-                    "the scaler may not {verb} {resource} in the namespace {namespace}: grant it the verb {verb} on {resource} \
-                     (k8s/base has the Role): {message}"
-                ),
+                403 if is_permission(status) => {
+                    let verb = refused_verb(status).unwrap_or(verb);
+                    format!(
+                        "the scaler may not {verb} {resource} in the namespace {namespace}: grant it the verb {verb} on \
+                         {resource} (k8s/base has the Role): {message}"
+                    )
+                }
                 404 if is_namespace(status, namespace) => {
                     format!("there is no namespace {namespace} (--namespace): {message}")
                 }
@@ -163,6 +166,12 @@ pub(super) fn explain(failure: &Failure, asked: Asked<'_>) -> String {
 /// `pods is forbidden: User "x" cannot create resource "pods" in API group "" in the namespace "y"`
 fn is_permission(status: &Status) -> bool {
     status.message.contains("\" cannot ") && status.message.contains("resource \"")
+}
+
+/// The verb that the server looked for: a streaming list is a watch.
+fn refused_verb(status: &Status) -> Option<&str> {
+    let (verb, _) = status.message.split_once("\" cannot ")?.1.split_once(' ')?;
+    Some(verb)
 }
 
 fn is_namespace(status: &Status, namespace: &str) -> bool {

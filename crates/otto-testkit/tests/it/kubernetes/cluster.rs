@@ -32,7 +32,7 @@ pub(crate) struct Cluster {
     pub(crate) gate: RedisGate,
     pub(crate) redis: RedisServer,
     pub(crate) namespace: Namespace<'static>,
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
 }
 
 impl Cluster {
@@ -162,6 +162,8 @@ impl Cluster {
 
 /// What a scaler needs, before there is one.
 pub(crate) struct Setup {
+    /// The namespace that the scaler is told.
+    pub(crate) workers: String,
     pub(crate) proxy: FaultProxy,
     pub(crate) gate: RedisGate,
     pub(crate) redis: RedisServer,
@@ -178,7 +180,8 @@ impl Setup {
         };
         let redis = RedisServer::start().await?;
         let gate = RedisGate::start(redis.port()).await?;
-        Ok(Self { proxy: FaultProxy::start(plane).await?, gate, redis, namespace, dir: tempfile::tempdir()? })
+        let (workers, proxy) = (namespace.name().to_owned(), FaultProxy::start(plane).await?);
+        Ok(Self { workers, proxy, gate, redis, namespace, dir: tempfile::tempdir()? })
     }
 
     /// The flags that every scaler of these tests has.
@@ -186,7 +189,7 @@ impl Setup {
         [
             ["--redis-url", &self.gate.url()],
             ["--log-server", logs],
-            ["--namespace", self.namespace.name()],
+            ["--namespace", &self.workers],
             ["--agent-image", "example.com/otto-worker:1"],
             ["--lease-retry", "200ms"],
             ["--retry-backoff-min", "10ms"],
@@ -203,8 +206,8 @@ impl Setup {
         let all: Vec<_> = all.iter().map(String::as_str).collect();
         let env = [("KUBECONFIG", kubeconfig.to_str().unwrap_or_default()), ("RUST_LOG", "info")];
         let scaler = PodScaler::start_with_env(self.dir.path(), &all, &env).await?;
-        let Self { proxy, gate, redis, namespace, dir } = self;
-        Ok(Cluster { scaler, proxy, gate, redis, namespace, dir })
+        let Self { proxy, gate, redis, namespace, dir, .. } = self;
+        Ok(Cluster { scaler, proxy, gate, redis, namespace, _dir: dir })
     }
 }
 

@@ -172,7 +172,13 @@ fn a_missing_permission_is_named() {
     );
     let Meaning::Later { message, .. } = meaning(&failure) else { panic!() };
     assert!(message.starts_with("the scaler may not create pods in the namespace otto: grant it the verb create"));
-    let asked = Asked { verb: "watch", resource: "configmaps", namespace: NAMESPACE, url: URL };
+    // A streaming list is a watch, and it is that verb which is missing.
+    let failure = answer(
+        403,
+        "Forbidden",
+        r#"configmaps is forbidden: User "weak" cannot watch resource "configmaps" in API group "" in the namespace "otto""#,
+    );
+    let asked = Asked { verb: "list", resource: "configmaps", namespace: NAMESPACE, url: URL };
     assert!(explain(&failure, asked).contains("may not watch configmaps"));
 }
 

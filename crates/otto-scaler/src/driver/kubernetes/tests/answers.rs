@@ -79,7 +79,8 @@ async fn a_missing_right_is_named() {
         error.contains("may not").then_some(error)
     })
     .await;
-    assert!(error.contains("may not list pods") && error.contains("list on pods"), "{error}");
+    // A streaming list is a watch.
+    assert!(error.contains("may not watch pods") && error.contains("watch on pods"), "{error}");
     let (_, message) = busy(driving.create("t").await);
     assert!(message.contains("may not create pods"), "{message}");
 }
