@@ -107,7 +107,8 @@ pub(crate) struct Refused {
 /// Everything known of a task's workers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Facts {
-    pub(crate) workers: BTreeMap<Attempt, Fact>,
+    /// Boxed: a map has room for several from the first one on, and most tasks have one.
+    pub(crate) workers: BTreeMap<Attempt, Box<Fact>>,
     /// Creations under way: neither there nor absent.
     pub(crate) creating: BTreeSet<Attempt>,
     /// Could not be created so far.
@@ -118,7 +119,7 @@ pub(crate) struct Facts {
 
 impl Facts {
     fn newest(&self, index: u32) -> Option<(u32, &Fact)> {
-        self.workers.range((index, 0)..=(index, u32::MAX)).next_back().map(|((_, attempt), fact)| (*attempt, fact))
+        self.workers.range((index, 0)..=(index, u32::MAX)).next_back().map(|((_, attempt), fact)| (*attempt, &**fact))
     }
 }
 

@@ -129,7 +129,7 @@ impl Controller {
             .facts
             .workers
             .entry(attempt)
-            .or_insert_with(|| Fact::new(State::Created { waiting: None }, created_at));
+            .or_insert_with(|| Box::new(Fact::new(State::Created { waiting: None }, created_at)));
         if rank(&state) < rank(&fact.state) {
             return;
         }
@@ -297,7 +297,7 @@ impl Controller {
         let stop_live = match task.orphaned {
             Some((since, asked_again)) if !task.busy && !task.uncertain => {
                 let due = since + ORPHAN_GRACE <= now;
-                if due && !asked_again && task.facts.workers.values().any(Fact::is_live) {
+                if due && !asked_again && task.facts.workers.values().any(|fact| fact.is_live()) {
                     // Before it is killed, the store is asked once more.
                     task.uncertain = true;
                     self.dirty.insert(task_id.to_owned());
@@ -443,7 +443,8 @@ impl Controller {
     }
 
     fn fact(&mut self, key: &WorkerKey) -> Option<&mut Fact> {
-        self.tasks.get_mut(&key.task_id)?.facts.workers.get_mut(&(key.index, key.attempt))
+        let workers = &mut self.tasks.get_mut(&key.task_id)?.facts.workers;
+        workers.get_mut(&(key.index, key.attempt)).map(|fact| &mut **fact)
     }
 
     fn was_created(&mut self, key: &WorkerKey, result: Result<(), DriverError>) {
@@ -455,13 +456,14 @@ impl Controller {
         let refused = task.facts.refused.remove(&attempt);
         match result {
             Ok(()) => {
-                task.facts.workers.entry(attempt).or_insert_with(|| Fact::new(State::Created { waiting: None }, now));
+                let fresh = || Box::new(Fact::new(State::Created { waiting: None }, now));
+                task.facts.workers.entry(attempt).or_insert_with(fresh);
             }
             Err(DriverError::Refused(outcome)) => {
                 let mut fact = Fact::new(State::Ended { at: now, outcome }, now);
                 fact.ended_since = Some(now);
                 fact.gone = true;
-                task.facts.workers.entry(attempt).or_insert(fact);
+                task.facts.workers.entry(attempt).or_insert(Box::new(fact));
             }
             Err(DriverError::Busy { class, retry_after, message }) => {
                 self.metrics.driver_errors.inc();

@@ -53,7 +53,11 @@ pub(crate) struct Waited {
 impl Fact {
     /// Takes note of why its job cannot begin, if it can be told.
     pub(crate) fn waits(&mut self, now: Millis) {
-        let State::Created { waiting: Some(waiting) } = &self.state else { return };
+        let waiting = match &self.state {
+            State::Created { waiting: Some(waiting) } => waiting,
+            State::Running => return self.waited = None,
+            State::Created { waiting: None } | State::Ended { .. } | State::Gone => return,
+        };
         match &mut self.waited {
             Some(waited) => {
                 if stage(&waited.waiting) < stage(waiting) {

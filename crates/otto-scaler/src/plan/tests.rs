@@ -69,7 +69,7 @@ fn attempts(class: Class, max_attempts: u32) -> u32 {
         }
         let mut facts = known();
         let now = round * 100_000;
-        facts.workers.insert((0, worker.attempt), ended(class, now));
+        facts.workers.insert((0, worker.attempt), Box::new(ended(class, now)));
         let (next, weight) = settle(&stored, &facts, &POLICY, now).unwrap();
         assert_eq!(weight, Weight::Hard);
         if next.workers[0].phase == WorkerPhase::Queued {
@@ -103,12 +103,12 @@ fn who_is_to_blame_says_how_often() {
 #[test]
 fn the_others_come_to_their_own_end() {
     let mut facts = known();
-    facts.workers.insert((0, 1), ended(Class::Exited, 5));
-    facts.workers.insert((1, 1), Fact::new(State::Running, 0));
+    facts.workers.insert((0, 1), Box::new(ended(Class::Exited, 5)));
+    facts.workers.insert((1, 1), Box::new(Fact::new(State::Running, 0)));
     let (stored, _) = settle(&record(2, 1), &facts, &POLICY, 5).unwrap();
     assert_eq!((stored.phase, stored.workers[0].phase), (Phase::Live, WorkerPhase::Failed));
     assert!(actions(&stored, &facts, &POLICY, 5).stop.is_empty());
-    facts.workers.insert((1, 1), ended(Class::Success, 9));
+    facts.workers.insert((1, 1), Box::new(ended(Class::Success, 9)));
     let (stored, _) = settle(&stored, &facts, &POLICY, 9).unwrap();
     assert_eq!((stored.phase, stored.ended_at), (Phase::Failed, Some(9)));
     assert_eq!(stored.error.as_deref(), Some("worker 0 failed: exited"));
@@ -128,8 +128,8 @@ fn a_missing_worker_means_nothing_before_the_list_and_a_loss_after() {
 #[test]
 fn an_attempt_that_the_store_forgot_is_adopted() {
     let mut facts = known();
-    facts.workers.insert((0, 1), ended(Class::Exited, 1));
-    facts.workers.insert((0, 2), Fact::new(State::Running, 2));
+    facts.workers.insert((0, 1), Box::new(ended(Class::Exited, 1)));
+    facts.workers.insert((0, 2), Box::new(Fact::new(State::Running, 2)));
     let stored = record(1, 5);
     assert!(actions(&stored, &facts, &POLICY, 3).ready.is_empty());
     let (next, weight) = settle(&stored, &facts, &POLICY, 3).unwrap();
@@ -142,13 +142,13 @@ fn the_scaler_steps_in_when_the_agent_does_not() {
     let mut fact = Fact::new(State::Running, 0);
     fact.running_since = Some(1_000);
     fact.started_at = Some(1_000);
-    facts.workers.insert((0, 1), fact);
+    facts.workers.insert((0, 1), Box::new(fact));
     let (stored, weight) = settle(&record(1, 1), &facts, &POLICY, 2_000).unwrap();
     assert_eq!(weight, Weight::Soft);
     let plan = actions(&stored, &facts, &POLICY, 2_000);
     assert_eq!((plan.stop.len(), plan.wake), (0, Some(141_000)));
     assert_eq!(actions(&stored, &facts, &POLICY, 141_000).stop, [(0, 1)]);
-    facts.workers.insert((0, 1), ended(Class::Stopped, 141_500));
+    facts.workers.insert((0, 1), Box::new(ended(Class::Stopped, 141_500)));
     let (stored, _) = settle(&stored, &facts, &POLICY, 141_500).unwrap();
     assert_eq!(stored.workers[0].outcome.as_ref().unwrap().class, Class::Deadline);
 }
@@ -156,7 +156,7 @@ fn the_scaler_steps_in_when_the_agent_does_not() {
 #[test]
 fn what_is_left_stays_for_a_while_after_the_result_is_stored() {
     let mut facts = known();
-    facts.workers.insert((0, 1), ended(Class::Success, 10));
+    facts.workers.insert((0, 1), Box::new(ended(Class::Success, 10)));
     let unsettled = record(1, 1);
     assert_eq!(actions(&unsettled, &facts, &POLICY, 1_000_000).remove, []);
     let (stored, _) = settle(&unsettled, &facts, &POLICY, 10).unwrap();
@@ -195,7 +195,7 @@ fn who_waits_too_long_is_stopped_and_failed_because_of_it() {
         (Class::Unschedulable, 10_000, "unschedulable; given up after 10s"),
     ] {
         let mut facts = known();
-        facts.workers.insert((0, 1), waits(class));
+        facts.workers.insert((0, 1), Box::new(waits(class)));
         let (stored, weight) = settle(&record(1, 1), &facts, &POLICY, 1).unwrap();
         assert_eq!((weight, &stored.workers[0].waiting), (Weight::Soft, &Some(outcome(class))), "{class:?}");
         let plan = actions(&stored, &facts, &POLICY, patience - 1);
@@ -206,7 +206,7 @@ fn who_waits_too_long_is_stopped_and_failed_because_of_it() {
         // While it is being stopped, no other is created.
         assert_eq!(settle(&stored, &facts, &POLICY, patience + 1), None, "{class:?}");
         let fact = deleted(&facts.workers[&(0, 1)], patience + 2);
-        facts.workers.insert((0, 1), fact);
+        facts.workers.insert((0, 1), Box::new(fact));
         let (stored, _) = settle(&stored, &facts, &POLICY, patience + 2).unwrap();
         let worker = &stored.workers[0];
         assert_eq!(worker.outcome.as_ref().map(|why| (why.class, why.message.as_str())), Some((class, told)));
@@ -225,18 +225,18 @@ fn the_answer_to_a_stop_may_come_after_its_effect() {
     let mut facts = known();
     let mut fact = waits(Class::Unschedulable);
     fact.busy = true;
-    facts.workers.insert((0, 1), deleted(&fact, 10_001));
+    facts.workers.insert((0, 1), Box::new(deleted(&fact, 10_001)));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 10_001).unwrap();
     assert_eq!(stored.workers[0].outcome.as_ref().unwrap().message, "unschedulable; given up after 10s");
     // Vanished without a word.
-    let mut fact = facts.workers[&(0, 1)].clone();
+    let mut fact = Fact::clone(&facts.workers[&(0, 1)]);
     fact.state = State::Ended { at: 10_001, outcome: outcome(Class::NodeLost) };
     fact.gone = true;
-    facts.workers.insert((0, 1), fact.clone());
+    facts.workers.insert((0, 1), Box::new(fact.clone()));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 10_001).unwrap();
     assert_eq!(stored.workers[0].outcome.as_ref().unwrap().class, Class::Unschedulable);
     fact.busy = false;
-    facts.workers.insert((0, 1), fact);
+    facts.workers.insert((0, 1), Box::new(fact));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 10_001).unwrap();
     assert_eq!(stored.workers[0].outcome.as_ref().unwrap().class, Class::NodeLost);
 }
@@ -249,10 +249,10 @@ fn what_never_comes_is_not_waited_for() {
     );
     fact.waits(7);
     let mut facts = known();
-    facts.workers.insert((0, 1), fact.clone());
+    facts.workers.insert((0, 1), Box::new(fact.clone()));
     assert_eq!(actions(&record(1, 1), &facts, &POLICY, 7).stop, [(0, 1)]);
     fact.stop_sent = Some(7);
-    facts.workers.insert((0, 1), deleted(&fact, 9));
+    facts.workers.insert((0, 1), Box::new(deleted(&fact, 9)));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 9).unwrap();
     assert_eq!(stored.error.as_deref(), Some("worker 0 failed: image"));
 }
@@ -264,12 +264,12 @@ fn what_began_in_spite_of_all_is_judged_by_its_own_end() {
     fact.started_at = Some(5_001);
     let mut facts = known();
     // The stop came too late for the job not to begin, and ended it.
-    facts.workers.insert((0, 1), deleted(&fact, 6_000));
+    facts.workers.insert((0, 1), Box::new(deleted(&fact, 6_000)));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 6_000).unwrap();
     assert_eq!((stored.workers[0].attempt, stored.workers[0].outcome.as_ref().unwrap().class), (2, Class::Stopped));
     // Too late even for that.
     fact.state = State::Ended { at: 6_000, outcome: outcome(Class::Success) };
-    facts.workers.insert((0, 1), fact);
+    facts.workers.insert((0, 1), Box::new(fact));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 6_000).unwrap();
     assert_eq!(stored.phase, Phase::Succeeded);
 }
@@ -277,12 +277,12 @@ fn what_began_in_spite_of_all_is_judged_by_its_own_end() {
 #[test]
 fn a_cancelled_worker_did_not_fail_because_of_what_it_waited_for() {
     let mut facts = known();
-    facts.workers.insert((0, 1), waits(Class::Image));
+    facts.workers.insert((0, 1), Box::new(waits(Class::Image)));
     let (mut stored, _) = settle(&record(1, 1), &facts, &POLICY, 1).unwrap();
     stored.phase = Phase::Cancelling;
     stored.workers[0].phase = WorkerPhase::Stopping;
     let fact = deleted(&facts.workers[&(0, 1)], 2);
-    facts.workers.insert((0, 1), fact);
+    facts.workers.insert((0, 1), Box::new(fact));
     let (stored, _) = settle(&stored, &facts, &POLICY, 2).unwrap();
     assert_eq!((stored.phase, stored.workers[0].phase), (Phase::Cancelled, WorkerPhase::Stopped));
 }
@@ -290,12 +290,12 @@ fn a_cancelled_worker_did_not_fail_because_of_what_it_waited_for() {
 #[test]
 fn what_the_record_says_is_enough_after_a_restart() {
     let mut facts = known();
-    facts.workers.insert((0, 1), waits(Class::Config));
+    facts.workers.insert((0, 1), Box::new(waits(Class::Config)));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 1).unwrap();
     // It is there, ended; nobody knows what it waited for but the record.
     let mut fact = deleted(&facts.workers[&(0, 1)], 9);
     fact.waited = None;
-    facts.workers.insert((0, 1), fact);
+    facts.workers.insert((0, 1), Box::new(fact));
     let (failed, _) = settle(&stored, &facts, &POLICY, 9).unwrap();
     assert_eq!(failed.error.as_deref(), Some("worker 0 failed: config"));
     // It is not there any more.
@@ -309,7 +309,7 @@ fn evicted_while_it_waited_is_evicted() {
     let mut fact = waits(Class::Image);
     fact.state = State::Ended { at: 3, outcome: outcome(Class::Evicted) };
     fact.ended_since = Some(3);
-    facts.workers.insert((0, 1), fact);
+    facts.workers.insert((0, 1), Box::new(fact));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 3).unwrap();
     assert_eq!((stored.workers[0].attempt, stored.workers[0].outcome.as_ref().unwrap().class), (2, Class::Evicted));
 }
@@ -322,7 +322,7 @@ fn a_record_changes_with_the_trouble_and_not_with_its_numbers() {
         let mut fact =
             Fact::new(State::Created { waiting: Some(Waiting { outcome: why, hopeless: false, usual: false }) }, 0);
         fact.waits(0);
-        facts.workers.insert((0, 1), fact);
+        facts.workers.insert((0, 1), Box::new(fact));
         settle(stored, &facts, &POLICY, 1).map(|(record, _)| record)
     };
     let stored = see(&record(1, 1), "0/3 nodes are available: 3 Insufficient cpu").unwrap();
@@ -542,7 +542,7 @@ impl World {
                     Fact::new(State::Ended { at: self.now, outcome: outcome(Class::Infrastructure) }, self.now);
                 fact.ended_since = Some(self.now);
                 fact.gone = true;
-                facts.workers.insert(attempt, fact);
+                facts.workers.insert(attempt, Box::new(fact));
             }
             answer => {
                 if !self.model.workers.contains_key(&key) {
@@ -556,7 +556,10 @@ impl World {
                     let why = outcome(Class::Infrastructure);
                     facts.refused.insert(attempt, Refused { until: self.now, since: self.now, why });
                 }
-                facts.workers.entry(attempt).or_insert(Fact::new(State::Created { waiting: None }, self.now));
+                facts
+                    .workers
+                    .entry(attempt)
+                    .or_insert_with(|| Box::new(Fact::new(State::Created { waiting: None }, self.now)));
             }
         }
     }
@@ -670,7 +673,8 @@ impl World {
 }
 
 fn see(facts: &mut Facts, attempt: Attempt, sim: &Sim, now: Millis) {
-    let fact = facts.workers.entry(attempt).or_insert_with(|| Fact::new(State::Created { waiting: None }, sim.born));
+    let fact =
+        facts.workers.entry(attempt).or_insert_with(|| Box::new(Fact::new(State::Created { waiting: None }, sim.born)));
     fact.state = sim.state.clone();
     fact.waits(now);
     if sim.began {

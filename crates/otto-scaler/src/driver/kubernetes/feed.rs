@@ -217,8 +217,7 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
         );
         let body = match self.cluster.stream(get(&self.path(&query))).await {
             Ok(body) => body,
-            Err(failure) if is_about_streaming(&failure) => return End::NotUnderstood,
-            Err(failure) => return failure.into(),
+            Err(failure) => return not_streamed(failure),
         };
         (self.each)(Event::Listing);
         let mut lines = Lines::new(body);
@@ -231,7 +230,8 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
             };
             let Line { kind, object } = match parse(&line) {
                 Ok(line) => line,
-                Err(failure) => return failure.into(),
+                // Some servers say it only here.
+                Err(failure) => return not_streamed(failure),
             };
             match kind {
                 Kind::Added => (self.each)(Event::Listed(object)),
@@ -318,6 +318,10 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
             }
         }
     }
+}
+
+fn not_streamed(failure: Failure) -> End {
+    if is_about_streaming(&failure) { End::NotUnderstood } else { failure.into() }
 }
 
 /// The server has no streaming lists: "sendInitialEvents is forbidden for watch unless the WatchList feature gate is
