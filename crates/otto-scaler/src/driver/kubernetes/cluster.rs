@@ -24,6 +24,8 @@ use super::pause::Pause;
 use super::settings::Settings;
 use crate::leadership::Leadership;
 
+mod proxy;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for an answer. The server gives up after 60 s; admission webhooks may take up to 30 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
@@ -114,6 +116,11 @@ impl Cluster {
         format!("/api/v1/namespaces/{}/{rest}", self.namespace)
     }
 
+    /// Waits for the end of a pause that the server asked for.
+    pub(super) async fn rested(&self) {
+        self.pause.over().await;
+    }
+
     /// Asks for something that changes nothing.
     pub(super) async fn read(&self, request: http::request::Builder) -> Result<Answer, Failure> {
         self.pause.over().await;
@@ -199,6 +206,11 @@ fn client(mut config: Config, pause: Arc<Pause>) -> anyhow::Result<Client> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // What is asked again, and when, is decided where it is known what it would do.
     config.default_retry = false;
+    if let Some(proxy) = &config.proxy_url
+        && proxy::is_bypassed(proxy, &config.cluster_url, |name| std::env::var(name).ok())
+    {
+        config.proxy_url = None;
+    }
     if config.proxy_url.is_some() {
         let layer = tower::util::MapResponseLayer::new(move |response: http::Response<_>| {
             pause.note(response.status(), response.headers());
