@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -64,6 +64,8 @@ pub(crate) struct Cluster {
     redis: MultiplexedConnection,
     logs: Channel,
     tasks: Channel,
+    /// Tells runs of the tests apart.
+    run: u64,
 }
 
 impl Cluster {
@@ -79,8 +81,14 @@ impl Cluster {
             redis: redis::Client::open(facts.redis.as_str())?.get_multiplexed_async_connection().await?,
             logs: channel(&facts.logs)?,
             tasks: channel(&facts.scaler)?,
+            run: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs(),
             facts,
         })
+    }
+
+    /// Name of a task: another one in each run, as a cluster may be kept for several.
+    pub(crate) fn task_id(&self, name: &str) -> String {
+        format!("{name}-{}", self.run)
     }
 
     /// The image with a shell that jobs run.

@@ -10,6 +10,7 @@ use crate::cluster::{Cluster, numbered, printing, runs, said, within};
 async fn every_line_is_stored_when_the_log_server_is_deleted_on_the_way() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
     for (task, grace) in [("log-server-killed", 0), ("log-server-deleted", 30)] {
+        let task = &cluster.task_id(task);
         cluster.add(task, &printing(3_000, 250), &[("pod_count", "2")]).await?;
         let before = cluster.stored(task, 600).await?;
         assert!(before < 6_000, "too late: all lines are stored");
@@ -30,6 +31,7 @@ async fn every_line_is_stored_when_the_log_server_is_deleted_on_the_way() -> any
 async fn nothing_runs_twice_and_nothing_is_lost_when_the_leader_is_deleted_on_the_way() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
     for (task, grace) in [("leader-killed", 0), ("leader-deleted", 30)] {
+        let task = &cluster.task_id(task);
         cluster.add(task, &printing(1_500, 250), &[("pod_count", "2")]).await?;
         cluster.stored(task, 200).await?;
         let leader = cluster.leader().await?;
@@ -38,7 +40,7 @@ async fn nothing_runs_twice_and_nothing_is_lost_when_the_leader_is_deleted_on_th
         // While nobody leads.
         let meanwhile = format!("{task}-meanwhile");
         cluster.add(&meanwhile, &printing(10, 100), &[("pod_count", "2")]).await?;
-        for (task, lines) in [(task, 1_500), (meanwhile.as_str(), 10)] {
+        for (task, lines) in [(task, 1_500), (&meanwhile, 10)] {
             let ended = cluster.ended(task).await?;
             assert_eq!((ended.state(), ended.succeeded_workers), (TaskState::Succeeded, 2), "{}", ended.error_message);
             let workers = cluster.finished(task, 2).await?;
@@ -75,7 +77,7 @@ async fn all_scalers_ready(cluster: &Cluster) -> anyhow::Result<()> {
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn a_job_that_takes_too_much_memory_keeps_its_lines_and_is_told_so() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let task = "memory";
+    let task = &cluster.task_id("memory");
     // `dd` fills a buffer of this size, which is more than its class allows.
     let script = format!("{}; exec dd if=/dev/zero of=/dev/null bs=400M count=1", printing(500, 1_000));
     cluster.add(task, &script, &[("resource_class", "tight")]).await?;
@@ -95,7 +97,7 @@ async fn a_job_that_takes_too_much_memory_keeps_its_lines_and_is_told_so() -> an
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn an_evicted_worker_keeps_its_lines_and_is_started_again() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let task = "evicted";
+    let task = &cluster.task_id("evicted");
     // The first attempt goes on until it is told to stop.
     let script = format!(
         "{}; [ $OTTO_JOB_ATTEMPT -gt 1 ] && exit 0; trap 'echo last words; exit 1' TERM; echo waiting; \
@@ -123,7 +125,7 @@ async fn an_evicted_worker_keeps_its_lines_and_is_started_again() -> anyhow::Res
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn a_worker_that_somebody_deletes_is_not_taken_for_one_that_succeeded() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let task = "deleted";
+    let task = &cluster.task_id("deleted");
     cluster.add(task, "echo started; while :; do sleep 0.1; done", &[]).await?;
     cluster.stored(task, 1).await?;
     let name = within("its Pod is seen running", async || {

@@ -8,7 +8,7 @@ use crate::cluster::{Cluster, numbered, phase, printing, runs, said, within};
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn an_event_ends_in_finished_pods_whose_every_line_is_stored() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let task = "plain";
+    let task = &cluster.task_id("plain");
     cluster.add(task, &printing(2_000, 5_000), &[("pod_count", "3"), ("repository", "acme/shop")]).await?;
     let ended = cluster.ended(task).await?;
     assert_eq!((ended.state(), ended.succeeded_workers), (TaskState::Succeeded, 3), "{}", ended.error_message);
@@ -34,14 +34,13 @@ async fn an_event_ends_in_finished_pods_whose_every_line_is_stored() -> anyhow::
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn the_command_line_follows_a_job_and_ends_as_it_did() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let image = cluster.job_image();
+    let (task, image) = (&cluster.task_id("followed"), cluster.job_image());
     let script = "echo out of $OTTO_JOB_INDEX; env | grep '^OTTO_' | grep -v '^OTTO_JOB_'; exit 3";
-    let said =
-        cluster.otto(&["submit", "--task-id", "followed", "--image", image, "-f", "--", "sh", "-c", script]).await?;
+    let said = cluster.otto(&["submit", "--task-id", task, "--image", image, "-f", "--", "sh", "-c", script]).await?;
     assert_eq!(said.status.code(), Some(1), "{}", String::from_utf8_lossy(&said.stderr));
     // Of the agent's settings and of services' variables, nothing reaches the job.
     assert_eq!(String::from_utf8_lossy(&said.stdout), "out of 0\n");
-    let ended = cluster.ended("followed").await?;
+    let ended = cluster.ended(task).await?;
     assert!(ended.error_message.contains('3'), "{}", ended.error_message);
     Ok(())
 }
@@ -50,7 +49,7 @@ async fn the_command_line_follows_a_job_and_ends_as_it_did() -> anyhow::Result<(
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn a_running_job_is_told_to_stop_and_its_last_words_are_stored() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let task = "stopped";
+    let task = &cluster.task_id("stopped");
     let script = "trap 'echo told to stop; exit 0' TERM; echo started; while :; do sleep 0.1; done";
     cluster.add(task, script, &[("pod_count", "2")]).await?;
     cluster.stored(task, 2).await?;

@@ -26,7 +26,7 @@ async fn waiting(cluster: &Cluster, task: &str) -> anyhow::Result<WorkerEvent> {
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn an_image_that_cannot_be_pulled_is_told_where_the_log_would_be() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let task = "no-image";
+    let task = &cluster.task_id("no-image");
     cluster.add(task, "true", &[("image", "registry.invalid/nobody/nothing:1")]).await?;
     let event = waiting(&cluster, task).await?;
     assert_eq!(event.failure_class(), FailureClass::Image, "{event:?}");
@@ -38,7 +38,7 @@ async fn an_image_that_cannot_be_pulled_is_told_where_the_log_would_be() -> anyh
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn a_worker_that_no_node_takes_is_told_where_the_log_would_be() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let task = "no-node";
+    let task = &cluster.task_id("no-node");
     cluster.add(task, "true", &[("resource_class", "nowhere")]).await?;
     let event = waiting(&cluster, task).await?;
     assert_eq!(event.failure_class(), FailureClass::Unschedulable, "{event:?}");
@@ -50,7 +50,7 @@ async fn a_worker_that_no_node_takes_is_told_where_the_log_would_be() -> anyhow:
 #[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn a_command_that_is_not_in_the_image_fails_with_its_name() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
-    let task = "no-command";
+    let task = &cluster.task_id("no-command");
     cluster.add(task, "", &[("command", r#"["/no/such/program"]"#)]).await?;
     let ended = cluster.ended(task).await?;
     assert_eq!(ended.state(), TaskState::Failed);
