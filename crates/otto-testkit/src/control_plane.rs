@@ -23,12 +23,14 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 mod audit;
+mod history;
 mod kept;
 mod namespace;
 mod pki;
 mod programs;
 
 pub use audit::{AuditEvent, AuditObject, AuditStatus, AuditUser};
+pub use history::PodHistory;
 pub use namespace::{Namespace, scaler_rules};
 
 use crate::PATIENCE;

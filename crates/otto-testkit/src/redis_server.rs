@@ -62,9 +62,8 @@ impl RedisServer {
     /// When it is not reachable.
     pub async fn connect(&self) -> anyhow::Result<MultiplexedConnection> {
         // The default waits half a second for an answer, which a loaded machine may take.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE));
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
         Ok(redis::Client::open(self.url())?.get_multiplexed_async_connection_with_config(&config).await?)
     }
 

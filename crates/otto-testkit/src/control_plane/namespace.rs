@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{AuditEvent, ControlPlane};
+use super::{AuditEvent, ControlPlane, PodHistory};
 use crate::{PATIENCE, eventually};
 
 const SCALER_RBAC: &str = include_str!("../../../../k8s/base/scaler/rbac.yaml");
@@ -131,6 +131,14 @@ impl<'a> Namespace<'a> {
             self.service_account("otto-scaler", scaler_rules()?).await?;
         }
         self.kubeconfig("otto-scaler", url).await
+    }
+
+    /// Notes every Pod from now on.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn history(&self) -> anyhow::Result<PodHistory> {
+        PodHistory::start(self.pods()).await
     }
 
     /// All Pods of now.

@@ -4,6 +4,7 @@
 mod burst;
 mod cluster;
 mod faults;
+mod frozen;
 mod kills;
 mod life;
 mod manifests;

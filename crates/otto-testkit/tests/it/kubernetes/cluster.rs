@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use otto_proto::v1::task_service_client::TaskServiceClient;
 use otto_proto::v1::{GetTaskRequest, ListTasksRequest, Task, TaskState};
-use otto_testkit::{ControlPlane, FaultProxy, Namespace, PodScaler, RedisServer, eventually};
+use otto_testkit::{ControlPlane, FaultProxy, Namespace, PodHistory, PodScaler, RedisServer, eventually};
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
 use tempfile::TempDir;
@@ -32,6 +32,9 @@ pub(crate) struct Cluster {
     pub(crate) gate: RedisGate,
     pub(crate) redis: RedisServer,
     pub(crate) namespace: Namespace<'static>,
+    /// Those that every scaler here has.
+    pub(crate) flags: Vec<String>,
+    history: PodHistory,
     _dir: TempDir,
 }
 
@@ -126,16 +129,23 @@ impl Cluster {
         .await
     }
 
-    /// Invariant L: every Pod that was ever created, by whom of the service accounts ever, was created once; and these
-    /// many. What the API server wrote down, not what anybody says.
-    pub(crate) async fn check_launches(&self, pods: usize) -> anyhow::Result<()> {
+    /// Invariant L: no worker ever had two Pods, and there were so many workers. What the API server
+    /// showed and wrote down, not what the scaler says.
+    pub(crate) async fn check_launches(&self, workers: usize) -> anyhow::Result<()> {
+        let name = self.namespace.name();
+        let audit = self.namespace.audit()?;
+        let pods = self.history.all().await?;
+        let twice: Vec<_> = pods.iter().filter(|(_, uids)| uids.len() > 1).collect();
+        assert!(twice.is_empty(), "workers with more than one Pod in {name}: {twice:?}");
         let mut created = BTreeMap::<String, u32>::new();
-        for event in self.namespace.audit()?.iter().filter(|event| event.is_created_pod()) {
+        for event in audit.iter().filter(|event| event.is_created_pod()) {
             *created.entry(event.object_ref.name.clone()).or_default() += 1;
         }
         let twice: Vec<_> = created.iter().filter(|(_, times)| **times > 1).collect();
-        assert!(twice.is_empty(), "created more than once in {}: {twice:?}", self.namespace.name());
-        assert_eq!(created.len(), pods, "Pods created in {}: {:?}", self.namespace.name(), created.keys());
+        assert!(twice.is_empty(), "created more than once in {name}: {twice:?}");
+        assert_eq!(pods.len(), workers, "Pods in {name}: {:?}", pods.keys());
+        let unknown: Vec<_> = created.keys().filter(|name| !pods.contains_key(*name)).collect();
+        assert!(unknown.is_empty(), "created and never seen in {name}: {unknown:?}");
         // And no event is left between its reader and its task.
         eventually("every event is acknowledged", async || {
             let mut redis = self.redis.connect().await.ok()?;
@@ -201,13 +211,15 @@ impl Setup {
     }
 
     pub(crate) async fn start(self, kubeconfig: &Path, logs: &str, flags: &[&str]) -> anyhow::Result<Cluster> {
-        let mut all = self.flags(logs);
+        let own = self.flags(logs);
+        let mut all = own.clone();
         all.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let all: Vec<_> = all.iter().map(String::as_str).collect();
         let env = [("KUBECONFIG", kubeconfig.to_str().unwrap_or_default()), ("RUST_LOG", "info")];
+        let history = self.namespace.history().await?;
         let scaler = PodScaler::start_with_env(self.dir.path(), &all, &env).await?;
         let Self { proxy, gate, redis, namespace, dir, .. } = self;
-        Ok(Cluster { scaler, proxy, gate, redis, namespace, _dir: dir })
+        Ok(Cluster { scaler, proxy, gate, redis, namespace, flags: own, history, _dir: dir })
     }
 }
 
