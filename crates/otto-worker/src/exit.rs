@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::access::Access;
 
-/// Most bytes of the file of `--exit-file`: the kubelet reads no more of a container's termination message.
-pub(crate) const EXIT_FILE_BYTES: usize = 4096;
+/// Most bytes of the file of `--exit-file`. The kubelet reads 4,096 bytes of a container's termination message, and shares
+/// 12 KiB among all containers of a Pod (`MaxPodTerminationMessageLogLength`): what is longer is cut, and is no JSON then. So
+/// ten sidecars are possible.
+pub(crate) const EXIT_FILE_BYTES: usize = 1024;
 
 /// How a job ended. Values of `class` are fixed in ARCHITECTURE.md.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -23,7 +25,7 @@ pub(crate) struct Exit {
 }
 
 /// What kind of an end it was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Class {
     Success,
@@ -50,8 +52,32 @@ pub(crate) enum Class {
 pub(crate) struct Ended {
     pub(crate) exit_code: Option<i32>,
     pub(crate) signal: Option<i32>,
+    /// [`Class::AgentLost`] if it is one that no agent writes.
+    #[serde(deserialize_with = "class")]
+    pub(crate) class: Class,
     pub(crate) message: String,
+    pub(crate) started_at_ms: Option<u64>,
     pub(crate) ended_at_ms: u64,
+}
+
+fn class<'de, D: Deserializer<'de>>(text: D) -> Result<Class, D::Error> {
+    let value = serde_json::Value::deserialize(text)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
+}
+
+impl Ended {
+    /// Writes the file of `--exit-file` again, for a container that was started a second time.
+    pub(crate) fn tell(&self, exit_file: Option<&Path>) {
+        let exit = Exit {
+            exit_code: self.exit_code,
+            signal: self.signal,
+            class: self.class,
+            message: self.message.clone(),
+            started_at_ms: self.started_at_ms.unwrap_or_default(),
+            ended_at_ms: self.ended_at_ms,
+        };
+        exit.tell(exit_file);
+    }
 }
 
 impl From<&Exit> for Ended {
@@ -59,7 +85,9 @@ impl From<&Exit> for Ended {
         Ended {
             exit_code: exit.exit_code,
             signal: exit.signal,
+            class: exit.class,
             message: exit.message.clone(),
+            started_at_ms: Some(exit.started_at_ms),
             ended_at_ms: exit.ended_at_ms,
         }
     }

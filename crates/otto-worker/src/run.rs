@@ -261,6 +261,8 @@ async fn resume(
         Some(ended) => ended,
         None => lost(dir, "the agent was killed, and with it the job").await,
     };
+    // Of a container that is started again, the last end is what one sees.
+    ended.tell(start.exit_file.as_deref());
     if !dir.is_drained() {
         let mut deliveries = Deliveries::default();
         let ending = ending_of(&ended);

@@ -105,7 +105,7 @@ pub(crate) struct Start {
     #[command(flatten)]
     pub(crate) run: Run,
 
-    /// File that is told how the job ended, as `exit.json` of a run directory, in at most 4096 bytes: a container's
+    /// File that is told how the job ended, as `exit.json` of a run directory, in at most 1024 bytes: a container's
     /// termination message.
     #[arg(long, env = "OTTO_EXIT_FILE", value_name = "FILE")]
     pub(crate) exit_file: Option<PathBuf>,
