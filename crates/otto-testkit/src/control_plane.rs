@@ -34,7 +34,7 @@ pub use history::PodHistory;
 pub use namespace::{Namespace, scaler_rules};
 
 use crate::PATIENCE;
-use kept::{Kept, asset};
+use kept::{Janitor, Kept, asset};
 use pki::Pki;
 use programs::ReservedPort;
 
@@ -89,6 +89,7 @@ pub struct ControlPlane {
     port: ReservedPort,
     namespaces: AtomicU32,
     dir: TempDir,
+    _janitor: Janitor,
 }
 
 /// In the order in which they are ended: who asks before who answers.
@@ -118,6 +119,7 @@ impl ControlPlane {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::Builder::new().prefix("otto-control-plane-").tempdir()?;
         let root = dir.path();
+        let janitor = Janitor::of(root)?;
         let pki = Pki::make(root)?;
         let tokens = USERS.map(|(user, group)| format!("{},{user},{user},\"{group}\"\n", token(user))).concat();
         fs::write(root.join("tokens.csv"), tokens)?;
@@ -126,7 +128,8 @@ impl ControlPlane {
         let etcd = programs::etcd(root, &options)?;
         let api_server = programs::api_server(root, port.port, &pki)?;
         let processes = Processes { others: Vec::new(), api_server: Some(api_server), _etcd: Some(etcd) };
-        let plane = Self { processes: Mutex::new(processes), pki, port, namespaces: AtomicU32::new(0), dir };
+        let (processes, namespaces) = (Mutex::new(processes), AtomicU32::new(0));
+        let plane = Self { processes, pki, port, namespaces, dir, _janitor: janitor };
         let client = plane.client_of("admin").await?;
         plane.answering(&client).await?;
         let root = plane.dir.path();

@@ -63,6 +63,28 @@ impl Drop for Kept {
     }
 }
 
+/// Removes a folder when this process is gone, however it ends: what lives in a `static` is never dropped. Or when it is
+/// dropped.
+pub(crate) struct Janitor(Child);
+
+impl Janitor {
+    pub(crate) fn of(dir: &Path) -> anyhow::Result<Self> {
+        // Its stdin ends with this process. By then the kernel has killed those who write there, or is about to.
+        let script = r#"trap "" INT TERM HUP; read -r _; sleep 1; rm -rf -- "$1""#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "janitor"]).arg(dir).current_dir("/");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self(spawn(command).context("starting sh")?))
+    }
+}
+
+impl Drop for Janitor {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
 type Job = (Command, SyncSender<std::io::Result<Child>>);
 
 /// The parent-death signal comes when the *thread* that spawned a process ends, and each test is a thread of its own. So
