@@ -241,9 +241,8 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
         }
         (State::Ended { at, outcome }, _) => {
             let waited = worker.waiting.take();
-            let never_began = worker.started_at.is_none();
-            let failed_waiting = patience::failed_waiting(Some(fact), Some(outcome), waited.as_ref(), policy);
-            let mut outcome = failed_waiting.filter(|_| never_began).unwrap_or_else(|| outcome.clone());
+            let began = worker.started_at.is_some();
+            let mut outcome = patience::how_it_ended(fact, outcome, waited.as_ref(), began, policy);
             let ran = worker.started_at.map_or(0, |started| at - started);
             if outcome.class == Class::Stopped && timeout > 0 && ran >= timeout {
                 outcome.class = Class::Deadline;

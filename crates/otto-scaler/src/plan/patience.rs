@@ -114,6 +114,27 @@ pub(super) fn failed_waiting(
     Some(given_up_after(why, patience))
 }
 
+/// How an attempt ended: as it is observed, unless its job never `began`. `stored` as above.
+pub(super) fn how_it_ended(
+    fact: &Fact,
+    ended: &Outcome,
+    stored: Option<&Outcome>,
+    began: bool,
+    policy: &Policy,
+) -> Outcome {
+    if began {
+        return ended.clone();
+    }
+    failed_waiting(Some(fact), Some(ended), stored, policy).unwrap_or_else(|| match ended.class {
+        // No fault of a job that has not begun: its image, say, took all the time there was.
+        Class::Deadline => {
+            let message = format!("the job did not begin in time: {}", ended.message);
+            Outcome { class: Class::Infrastructure, message, ..ended.clone() }
+        }
+        _ => ended.clone(),
+    })
+}
+
 /// Why an attempt that could never be created has failed; `None`: it is tried further.
 pub(super) fn refused_too_long(refused: &Refused, policy: &Policy, now: Millis) -> Option<Outcome> {
     // Everything else that keeps one from being created is over some day, without anybody's doing.

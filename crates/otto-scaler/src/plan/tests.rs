@@ -315,6 +315,21 @@ fn evicted_while_it_waited_is_evicted() {
 }
 
 #[test]
+fn a_deadline_that_passed_before_the_job_began_is_not_its_own() {
+    let mut facts = known();
+    facts.workers.insert((0, 1), Box::new(Fact { started_at: None, ..ended(Class::Deadline, 3) }));
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 3).unwrap();
+    let worker = &stored.workers[0];
+    assert_eq!((worker.attempt, worker.job_failures, worker.infrastructure_failures), (2, 0, 1));
+    let why = worker.outcome.as_ref().unwrap();
+    assert_eq!((why.class, why.message.as_str()), (Class::Infrastructure, "the job did not begin in time: deadline"));
+    // One that began had its time.
+    facts.workers.get_mut(&(0, 1)).unwrap().started_at = Some(1);
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 3).unwrap();
+    assert_eq!(stored.workers[0].outcome.as_ref().unwrap().class, Class::Deadline);
+}
+
+#[test]
 fn a_record_changes_with_the_trouble_and_not_with_its_numbers() {
     let mut facts = known();
     let mut see = |stored: &Record, message: &str| {

@@ -46,7 +46,9 @@ pub(super) fn classify(pod: &SeenPod, deleted: bool) -> Life {
         None if look.job_runs() => State::Running,
         None => State::Created { waiting: wait::waiting(&look) },
     };
-    let drained = over || (matches!(state, State::Ended { .. }) && !look.agent().is_some_and(runs));
+    // Where the job's container could not be started, the agent waits in vain for somebody to leave it a log.
+    let agent_waits = look.agent().is_some_and(runs) && !look.job_end().is_some_and(end::never_started);
+    let drained = over || (matches!(state, State::Ended { .. }) && !agent_waits);
     Life { state, started_at: look.job_began(), drained }
 }
 

@@ -54,11 +54,19 @@ impl KubernetesEvent {
     }
 }
 
-/// The newest trouble.
+/// What the kubelet does with a container only when volumes and network are there.
+const BEYOND: [&str; 4] = ["Pulling", "Pulled", "Created", "Started"];
+
+/// The newest trouble, unless it is over.
 fn why(events: &Events) -> Option<Waiting> {
     let troubles = events.items.iter().filter(|event| event.kind != "Normal");
     let (event, class) =
         troubles.filter_map(|event| Some((event, event.class()?))).max_by(|(a, _), (b, _)| a.at().cmp(b.at()))?;
+    // A volume may have come late, and a large image be pulled since. (In the same second: trouble that lasts is told again.)
+    let beyond = events.items.iter().filter(|event| BEYOND.contains(&&*event.reason));
+    if beyond.map(KubernetesEvent::at).max().is_some_and(|at| at >= event.at()) {
+        return None;
+    }
     let message = told_by_event(&event.reason, &event.message);
     Some(Waiting { outcome: Outcome { class, exit_code: None, signal: None, message }, hopeless: false, usual: false })
 }
@@ -127,6 +135,19 @@ mod tests {
             r#"{"items":[{"type":"Warning","reason":"FailedCreatePodSandBox","message":"no IP","eventTime":"2026-11-21T10:00:01.5Z"}]}"#,
         );
         assert_eq!(found.unwrap().outcome.class, Class::Infrastructure);
+    }
+
+    #[test]
+    fn trouble_that_is_over_is_none() {
+        let event = |kind: &str, reason: &str, at: &str| {
+            format!(r#"{{"type":"{kind}","reason":"{reason}","message":"m","lastTimestamp":"2026-11-21T10:00:{at}Z"}}"#)
+        };
+        let list = |events: &[String]| read(&format!(r#"{{"items":[{}]}}"#, events.join(",")));
+        let (mount, pulling) = (event("Warning", "FailedMount", "07"), event("Normal", "Pulling", "20"));
+        assert_eq!(list(&[mount.clone(), pulling.clone()]), None);
+        assert_eq!(list(&[mount, event("Normal", "Scheduled", "08")]).unwrap().outcome.class, Class::Volume);
+        let sandbox = event("Warning", "FailedCreatePodSandBox", "30");
+        assert_eq!(list(&[pulling, sandbox]).unwrap().outcome.class, Class::Infrastructure);
     }
 
     #[test]

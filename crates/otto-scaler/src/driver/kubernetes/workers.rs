@@ -274,7 +274,9 @@ impl Inner {
         }
         let quiet = says_nothing(&life.state).then(|| {
             let fresh = || Quiet { look_at: Instant::now() + QUIET, looks: 0, why: None };
-            self.known.get_mut(key).and_then(|before| before.quiet.take()).unwrap_or_else(fresh)
+            // What was found out holds as long as nothing goes on.
+            let same = self.known.get_mut(key).filter(|before| &*before.uid == uid && before.life.state == life.state);
+            same.and_then(|before| before.quiet.take()).unwrap_or_else(fresh)
         });
         let created_at = pod.metadata.creation_timestamp.as_ref().map(|time| time.0.as_millisecond());
         let known = Known {

@@ -11,6 +11,10 @@ use crate::task::{Class, Millis, Outcome};
 
 /// The exit code of an agent that failed before it could begin the job, and could not even write down why.
 const AGENT_FAILED: i32 = 125;
+/// Of an agent that does not know a flag it is given, and so cannot say so where it says everything else.
+const AGENT_FLAGS: i32 = 2;
+/// The kubelet's reason for a container that it knows nothing of.
+const NEVER_SEEN: &str = "ContainerStatusUnknown";
 
 /// What the agent says of its job: the text of `exit.json` as termination message.
 pub(super) struct Report {
@@ -89,7 +93,7 @@ fn of_silent(look: &Look<'_>, end: &SeenTerminated, cause: Option<Cause>) -> Out
     let ended = |class, message| Outcome { class, exit_code: Some(end.exit_code), signal, message };
     match (reason, cause) {
         // It was never there, or is not there any more.
-        ("ContainerStatusUnknown", cause) => {
+        (NEVER_SEEN, cause) => {
             let began = look.job_began().is_some() || message.contains("used to be Running");
             match cause {
                 Some(cause) => outcome(cause.class, cause.message),
@@ -123,9 +127,10 @@ fn of_silent(look: &Look<'_>, end: &SeenTerminated, cause: Option<Cause>) -> Out
             (None, _) if end.exit_code == AGENT_FAILED => {
                 ended(Class::Infrastructure, with("the agent failed before it began the job", message))
             }
-            (None, _) => {
-                ended(Class::Exited, with(&format!("the job ended with exit code {}", end.exit_code), message))
-            }
+            (None, _) => match flags_of_agent(look).filter(|_| end.exit_code == AGENT_FLAGS) {
+                Some(trouble) => trouble,
+                None => ended(Class::Exited, with(&format!("the job ended with exit code {}", end.exit_code), message)),
+            },
         },
     }
 }
@@ -166,7 +171,12 @@ pub(super) fn of_pod(look: &Look<'_>, cause: Option<Cause>) -> Outcome {
 
 /// What kept the job from beginning: an init container or the agent's container that failed.
 pub(super) fn before_the_job(look: &Look<'_>) -> Option<Outcome> {
-    for container in look.init_containers {
+    if let Some(trouble) = flags_of_agent(look) {
+        return Some(trouble);
+    }
+    // They come before the agent: where that has run, they were well, and those that ran beside it (sidecars) were ended.
+    let before_agent = look.agent().and_then(terminated).is_none_or(|end| end.reason.as_deref() == Some(NEVER_SEEN));
+    for container in look.init_containers.iter().filter(|_| before_agent) {
         if let Some(end) = terminated(container).filter(|end| end.exit_code != 0) {
             let what = format!("init container `{}` of the Pod template {}", container.name, how(end));
             return Some(outcome(Class::Infrastructure, with(&what, end.message.as_deref().unwrap_or_default())));
@@ -176,7 +186,7 @@ pub(super) fn before_the_job(look: &Look<'_>) -> Option<Outcome> {
     let end = terminated(agent)?;
     let why = end.message.as_deref().unwrap_or_default();
     let message = match end.reason.as_deref() {
-        Some("ContainerStatusUnknown") => format!("the agent (container `{}`) did not start", agent.name),
+        Some(NEVER_SEEN) => format!("the agent (container `{}`) did not start", agent.name),
         // Nothing but the Pod's events says so.
         Some("Error") if end.exit_code == 137 && why.is_empty() => format!(
             "the agent (container `{}`) was killed before the job began: its postStart hook, which installs it, failed, perhaps",
@@ -185,6 +195,20 @@ pub(super) fn before_the_job(look: &Look<'_>) -> Option<Outcome> {
         _ => with(&format!("the agent (container `{}`) {} before the job began", agent.name, how(end)), why),
     };
     Some(outcome(Class::Infrastructure, message))
+}
+
+/// The agents of both containers are given the same flags of the operator's. The one that drains says in its log what is
+/// wrong with them, and the kubelet takes that over.
+fn flags_of_agent(look: &Look<'_>) -> Option<Outcome> {
+    let end = look.agent().and_then(terminated).filter(|end| end.exit_code == AGENT_FLAGS)?;
+    let why = end.message.as_deref().unwrap_or_default().trim_start().lines().next().unwrap_or_default();
+    let what = "the agent does not take a flag or variable that it is given (--worker-arg, or the Pod template)";
+    Some(outcome(Class::Config, with(what, why)))
+}
+
+/// No process of it ever ran.
+pub(super) fn never_started(end: &SeenTerminated) -> bool {
+    matches!(end.reason.as_deref(), Some("StartError" | "ContainerCannotRun"))
 }
 
 /// The job's container was made, but could not be started.

@@ -120,18 +120,22 @@ const RECORDED: &[(&str, bool, &str)] = &[
     (
         "start-missing",
         false,
-        r#"ended infrastructure: the job's container cannot be started: exec: "/otto/bin/nothing": stat /otto/bin/nothing: no such file or directory"#,
+        r#"ended. infrastructure: the job's container cannot be started: exec: "/otto/bin/nothing": stat /otto/bin/nothing: no such file or directory"#,
     ),
-    ("start-denied", false, r#"ended config: the job's container cannot be started: exec: "/otto": permission denied"#),
+    (
+        "start-denied",
+        false,
+        r#"ended. config: the job's container cannot be started: exec: "/otto": permission denied"#,
+    ),
     (
         "start-mount",
         false,
-        r#"ended config: the job's container cannot be started: error mounting "/var/lib/kubelet/pods/864beee3-9f72-4b75-96c5-956d135732aa/volume-subpaths/otto/job/1" to rootfs at "/bin/sh": mount /var/lib/kubelet/pods/864beee3-9f72-4b75-96c5-956d135732aa/volume-subpaths/otto/job/1:/bin/sh (via /proc/self/fd/6), flags: 0x5000: not a directory"#,
+        r#"ended. config: the job's container cannot be started: error mounting "/var/lib/kubelet/pods/864beee3-9f72-4b75-96c5-956d135732aa/volume-subpaths/otto/job/1" to rootfs at "/bin/sh": mount /var/lib/kubelet/pods/864beee3-9f72-4b75-96c5-956d135732aa/volume-subpaths/otto/job/1:/bin/sh (via /proc/self/fd/6), flags: 0x5000: not a directory"#,
     ),
     (
         "start-memory",
         false,
-        "ended config: the job's memory limit is too low to start a program: error setting cgroup config for procHooks process: unable to set memory limit to 1048576 (current usage: 2486272, peak usage: 2641920)",
+        "ended. config: the job's memory limit is too low to start a program: error setting cgroup config for procHooks process: unable to set memory limit to 1048576 (current usage: 2486272, peak usage: 2641920)",
     ),
     (
         "start-missing-then-tainted",
@@ -322,6 +326,40 @@ fn what_happens_to_pods_that_were_made_up() {
             worker(json!({"phase": "Failed"}), terminated(1, "Error", ""), terminated(0, "Completed", "")),
             false,
             "ended+. exited 1: the job ended with exit code 1",
+        ),
+        (
+            worker(
+                json!({"phase": "Failed"}),
+                terminated(2, "Error", ""),
+                terminated(2, "Error", "\nerror: unexpected argument '--speed' found\n\nUsage: otto-worker drain"),
+            ),
+            false,
+            "ended+. config: the agent does not take a flag or variable that it is given (--worker-arg, or the Pod template): unexpected argument '--speed' found",
+        ),
+        (
+            worker(json!({"phase": "Failed"}), terminated(2, "Error", ""), terminated(0, "Completed", "")),
+            false,
+            "ended+. exited 2: the job ended with exit code 2",
+        ),
+        // A sidecar that was ended with the Pod is not what ended it.
+        (
+            worker(
+                json!({"phase": "Failed", "initContainerStatuses": [{"name": "db", "state": {"terminated": {"exitCode": 137}}}]}),
+                terminated(128, "StartError", "exec: \"/otto/bin/otto-worker\": no such file or directory"),
+                terminated(1, "Error", ""),
+            ),
+            false,
+            "ended+. infrastructure: the agent (container `otto`) ended with exit code 1 before the job began",
+        ),
+        // An init container that goes on and on.
+        (
+            json!({"spec": {"nodeName": "n"}, "status": {"phase": "Pending",
+                "conditions": [{"type": "Initialized", "status": "False", "reason": "ContainersNotInitialized",
+                    "message": "containers with incomplete status: [prepare]"}],
+                "initContainerStatuses": [{"name": "prepare", "state": running()}],
+                "containerStatuses": [{"name": "job", "state": {"waiting": {"reason": "PodInitializing"}}}]}}),
+            false,
+            "waiting ~infrastructure: waits for init containers of the Pod template to be done: prepare",
         ),
         // Told by the kubelet.
         (

@@ -58,9 +58,15 @@ pub(super) fn waiting(look: &Look<'_>) -> Option<Waiting> {
         return Some(usual(Class::Unschedulable, message));
     };
     // The kubelet mounts volumes and sets up the network before it starts any container, and says of neither in the Pod.
-    matches!(look.condition("PodReadyToStartContainers"), Some(("False", ..))).then(|| {
-        usual(Class::Volume, format!("waits for its volumes and its network on node {node}; the Pod's events say more"))
-    })
+    if let Some(("False", ..)) = look.condition("PodReadyToStartContainers") {
+        let message = format!("waits for its volumes and its network on node {node}; the Pod's events say more");
+        return Some(usual(Class::Volume, message));
+    }
+    // Init containers run, one after the other; one that never ends would be waited for without a word.
+    let Some(("False", "ContainersNotInitialized", message, _)) = look.condition("Initialized") else { return None };
+    let names = message.split_once("incomplete status: [").and_then(|(_, names)| names.split_once(']'));
+    let names = names.map_or(message, |(names, _)| names);
+    Some(usual(Class::Infrastructure, with("waits for init containers of the Pod template to be done", names)))
 }
 
 /// What one of the cluster's Events says of a Pod whose status says nothing.

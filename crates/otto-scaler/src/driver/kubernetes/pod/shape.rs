@@ -284,6 +284,8 @@ impl Shape {
         agent.insert("image".into(), json!(common.agent_image));
         agent.insert("command".into(), json!(["/otto-worker"]));
         agent.insert("args".into(), slot("agent-args"));
+        // Why an agent failed (a flag that it does not know, say) is in its last lines.
+        agent.insert("terminationMessagePolicy".into(), json!("FallbackToLogsOnError"));
         let install = json!({ "exec": { "command": ["/otto-worker", "install", program] } });
         agent.insert("lifecycle".into(), json!({ "postStart": install }));
         let mut env = vec![node.clone()];

@@ -115,6 +115,7 @@ fn the_whole_pod() {
                     "image": "ghcr.io/acme/otto-worker:1",
                     "command": ["/otto-worker"],
                     "args": args(&["drain", "--wait"], &["--drain-timeout=86400s"], &[]),
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
                     "lifecycle": {"postStart": {"exec": {"command": ["/otto-worker", "install", "/otto/bin"]}}},
                     "env": [node.clone()],
                     "volumeMounts": mounts,

@@ -211,6 +211,26 @@ fn a_silent_pod_is_looked_into_now_and_then() {
     assert_eq!(workers.quiet(after(9_999)), None);
 }
 
+#[test]
+fn what_was_found_out_is_forgotten_when_it_goes_on() {
+    let workers = told();
+    let setting_up = |ready: &str| {
+        let mut pod = serde_json::json!({ "type": "PodReadyToStartContainers" });
+        pod["status"] = ready.into();
+        let mut seen = self::pod(0, "a", creating());
+        seen.status.conditions = Some(vec![serde_json::from_value(pod).unwrap()]);
+        seen
+    };
+    workers.applied(&setting_up("False"));
+    let why = Outcome { class: Class::Volume, exit_code: None, signal: None, message: "no volume".to_owned() };
+    workers.explain(&key(0), "a", Some(Waiting { outcome: why.clone(), hopeless: false, usual: false }));
+    assert!(matches!(&states(&workers)[..], [State::Created { waiting: Some(waiting) }] if waiting.outcome == why));
+    // The volume has come.
+    workers.applied(&setting_up("True"));
+    assert_eq!(states(&workers), [State::Created { waiting: None }]);
+    assert!(workers.quiet(Instant::now() + QUIET).is_some(), "it is looked into soon");
+}
+
 #[tokio::test]
 async fn news_wake_who_waits_for_them() {
     let workers = std::sync::Arc::new(told());
