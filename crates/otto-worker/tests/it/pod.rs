@@ -412,7 +412,7 @@ async fn a_container_that_is_started_again_tells_that_its_job_is_lost() {
     line_of(&setup.path("pid")).await;
     agent.signal(Signal::KILL);
     agent.output().await;
-    let again = setup.start(&["true"]).output().await;
+    let again = setup.start(["true"]).output().await;
     assert_eq!(again.status.code(), Some(125), "{}", stderr(&again));
     let told = json(&setup.path("told"));
     assert_eq!((told["class"].as_str(), told["exit_code"].as_i64()), (Some("agent_lost"), None), "{told}");
