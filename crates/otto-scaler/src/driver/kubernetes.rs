@@ -46,17 +46,26 @@ use preflight::Checked;
 use workers::Workers;
 
 /// A list waits so long for the first look at the cluster before it fails. Short: whoever ends waits for it.
-const LIST_WAITS: Duration = Duration::from_secs(1);
+const LIST_WAITS: Duration = Duration::from_secs(3);
 
 /// The start waits so long for an answer about the Pod template.
 const FIRST_CHECK: Duration = Duration::from_secs(5);
 
 /// Whether all workers that exist are known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Synced {
-    /// And why not.
-    No(String),
-    Yes,
+#[derive(Debug)]
+struct Synced {
+    /// Number of the look at the cluster that is wanted. It rises when what was seen before may be too old.
+    wanted: u64,
+    /// Number of the last look that was complete.
+    seen: Option<u64>,
+    /// Why there is none.
+    why: String,
+}
+
+impl Synced {
+    fn is_done(&self) -> bool {
+        self.seen == Some(self.wanted)
+    }
 }
 
 /// What all parts of the driver share.
@@ -71,8 +80,7 @@ struct Shared {
     checked: channel::Sender<Checked>,
     /// Requests under way at once, creations and watches apart.
     calls: Semaphore,
-    /// Milliseconds.
-    drain_limit: Millis,
+    drain_limit: Duration,
     watched: OnceLock<()>,
     stop: CancellationToken,
     tracker: TaskTracker,
@@ -80,17 +88,27 @@ struct Shared {
 
 impl Shared {
     fn is_synced(&self) -> bool {
-        *self.synced.borrow() == Synced::Yes
+        self.synced.borrow().is_done()
     }
 
     async fn list(&self) -> anyhow::Result<Vec<Observed>> {
         let mut synced = self.synced.subscribe();
-        let known = synced.wait_for(|synced| *synced == Synced::Yes);
+        let known = synced.wait_for(Synced::is_done);
         let waited = tokio::time::timeout(LIST_WAITS, known).await.is_ok_and(|known| known.is_ok());
-        if !waited && let Synced::No(why) = &*self.synced.borrow() {
-            bail!("{why}");
+        if !waited {
+            let synced = self.synced.borrow();
+            anyhow::ensure!(synced.is_done(), "{}", synced.why);
         }
         Ok(self.workers.all())
+    }
+
+    /// From now on only a look at the cluster counts that begins after this.
+    fn look_anew(&self) {
+        let why = format!("the API server {} has not told yet which workers exist now", self.cluster.url());
+        self.synced.send_modify(|synced| {
+            synced.wanted += 1;
+            synced.why = why;
+        });
     }
 }
 
@@ -122,10 +140,10 @@ impl KubernetesDriver {
             maker,
             anchor: Anchor::new(),
             workers: Workers::default(),
-            synced: channel::Sender::new(Synced::No(waiting.clone())),
+            synced: channel::Sender::new(Synced { wanted: 0, seen: None, why: waiting.clone() }),
             checked: channel::Sender::new(Checked::NotYet(waiting)),
             calls: Semaphore::new(calls.min(Semaphore::MAX_PERMITS)),
-            drain_limit: crate::config::millis(options.drain_limit),
+            drain_limit: options.drain_limit,
             watched: OnceLock::new(),
             stop: stop.clone(),
             tracker: TaskTracker::new(),
@@ -170,7 +188,7 @@ impl Driver for KubernetesDriver {
     }
 
     fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>> {
-        self.shared.remove(key, now()).boxed()
+        self.shared.remove(key).boxed()
     }
 
     fn watch(&self, changes: mpsc::Sender<Observed>) -> anyhow::Result<()> {
@@ -179,6 +197,9 @@ impl Driver for KubernetesDriver {
             bail!("the Kubernetes driver is watched already");
         }
         shared.workers.tell();
+        // Who begins to lead concludes from what it does not see. What was seen until now may lag behind what the leader
+        // before did, by as long as a silent watch goes unnoticed.
+        shared.look_anew();
         shared.tracker.spawn(watch::tell(Arc::clone(shared), changes, shared.stop.clone()));
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::preflight::Checked;
 use super::seen::SeenPod;
 use super::workers::Making;
 use crate::driver::{DriverError, Launch, WorkerKey, name};
-use crate::task::{Class, Millis, Outcome};
+use crate::task::{Class, Outcome};
 
 /// Answers without what nobody reads. The full form for servers that do not know it.
 pub(super) const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
@@ -80,7 +80,12 @@ impl Shared {
         };
         loop {
             let why = match self.try_to_create(&mut creation).await {
-                Step::Done(result) => return result,
+                Step::Done(result) => {
+                    if result.is_ok() {
+                        creation.making.exists();
+                    }
+                    return result;
+                }
                 Step::Again(why) => why,
                 Step::NotLeader => {
                     if self.leadership.left().is_none() {
@@ -121,6 +126,11 @@ impl Shared {
         let request = Request::post(self.cluster.path("pods"))
             .header(ACCEPT, METADATA_ONLY)
             .header(CONTENT_TYPE, "application/json");
+        self.cluster.rested().await;
+        if creation.making.is_seen() {
+            // Shown since the last request, whose answer was lost. It may be gone again by now: never twice.
+            return Step::Done(Ok(()));
+        }
         let failure = match self.cluster.write(request, body, &self.leadership).await {
             Ok(_) => return Step::Done(Ok(())),
             Err(failure) => failure,
@@ -218,15 +228,15 @@ impl Shared {
     }
 
     /// See [`crate::driver::Driver::remove`].
-    pub(super) async fn remove(&self, key: &WorkerKey, now: Millis) -> anyhow::Result<()> {
+    pub(super) async fn remove(&self, key: &WorkerKey) -> anyhow::Result<()> {
         let name = name::worker_name(key);
         let Some(found) = self.workers.find(key) else {
             // Once all are known, it is gone.
             anyhow::ensure!(self.is_synced(), "the workers are not known yet");
             return Ok(());
         };
-        let Some(ended_at) = found.ended_at else { bail!("{name} has not ended") };
-        if !found.drained && now.saturating_sub(ended_at) < self.drain_limit {
+        let Some(ended_since) = found.ended_since else { bail!("{name} has not ended") };
+        if !found.drained && ended_since.elapsed() < self.drain_limit {
             bail!("the output of {name} is not delivered yet");
         }
         self.delete(&name, &found.uid).await

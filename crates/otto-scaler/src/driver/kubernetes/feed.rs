@@ -141,7 +141,8 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
         let _ = stop.run_until_cancelled(self.follow()).await;
     }
 
-    async fn follow(&mut self) {
+    /// Lists and watches, for ever. Called again, it lists again.
+    pub(super) async fn follow(&mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         // From where the watch goes on. `None`: everything is listed.
         let mut version = None;

@@ -1,6 +1,7 @@
 //! Follows the Pods of workers and the anchor, and tells every change.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -11,7 +12,7 @@ use super::anchor::Anchor;
 use super::feed::{Event, Feed, Selection, encoded};
 use super::names::{MANAGED_BY_LABEL, NAME_LABEL};
 use super::preflight::{self, Checked};
-use super::{Shared, Synced, events};
+use super::{Shared, events};
 use crate::driver::Observed;
 
 /// A part that panicked is begun anew after this.
@@ -24,29 +25,50 @@ pub(super) fn selection() -> Selection {
 }
 
 async fn pods(shared: Arc<Shared>, stop: CancellationToken) {
+    // Of the look at the cluster that is under way, or was last.
+    let number = AtomicU64::new(0);
     let each = |event| match event {
         Event::Listing => shared.workers.listing(),
         Event::Listed(pod) | Event::Applied(pod) => shared.workers.applied(&pod),
         Event::Deleted(pod) => shared.workers.deleted(&pod),
         Event::Synced => {
             let workers = shared.workers.synced();
-            if shared.synced.send_replace(Synced::Yes) != Synced::Yes {
+            let done = shared.synced.send_if_modified(|synced| {
+                let before = synced.is_done();
+                synced.seen = Some(number.load(Ordering::Relaxed));
+                !before && synced.is_done()
+            });
+            if done {
                 tracing::info!(workers, namespace = shared.cluster.namespace(), "the workers of the cluster are known");
             }
         }
         Event::Failing(why) => {
             tracing::error!(error = why, "the cluster's Pods cannot be followed; trying again");
             shared.synced.send_if_modified(|synced| {
-                let first = *synced != Synced::Yes;
+                let first = !synced.is_done();
                 if first {
-                    *synced = Synced::No(why);
+                    synced.why = why;
                 }
                 first
             });
         }
         Event::Well => tracing::info!("the cluster's Pods are followed again"),
     };
-    Feed::new(&shared.cluster, selection(), each).run(stop).await;
+    let mut feed = Feed::new(&shared.cluster, selection(), each);
+    let mut wanted = shared.synced.subscribe();
+    let follow = async {
+        loop {
+            let current = wanted.borrow_and_update().wanted;
+            number.store(current, Ordering::Relaxed);
+            let another = async { wanted.wait_for(|synced| synced.wanted != current).await.is_ok() };
+            tokio::select! {
+                biased;
+                more = another => if !more { return },
+                () = feed.follow() => {}
+            }
+        }
+    };
+    let _ = stop.run_until_cancelled(follow).await;
 }
 
 async fn anchor(shared: Arc<Shared>, stop: CancellationToken) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::classify::{Life, classify};
+use super::now;
 use super::pod::key_of;
 use super::seen::SeenPod;
 use crate::driver::{Observed, State, Waiting, WorkerKey, name};
@@ -27,6 +28,8 @@ const QUIET_LONGEST: Duration = Duration::from_secs(600);
 struct Known {
     uid: Box<str>,
     life: Life,
+    /// When it was seen first that the job has ended. By a clock that nobody sets.
+    ended_since: Option<Instant>,
     created_at: Millis,
     node_name: Box<str>,
     /// Created, without a word about what it waits for.
@@ -77,18 +80,40 @@ struct Inner {
     listing: Option<HashSet<WorkerKey>>,
     /// Being created by this process; whether the watch has shown it since.
     making: HashMap<WorkerKey, bool>,
+    /// Created by this process, and not shown by the watch yet, which may lag behind: they exist all the same.
+    made: HashMap<WorkerKey, Made>,
     /// Somebody wants to be told.
     told: bool,
     queue: VecDeque<WorkerKey>,
     news: HashMap<WorkerKey, News>,
 }
 
+#[derive(Debug)]
+struct Made {
+    created_at: Millis,
+    /// A list was complete since, and did not show it. It may have begun before the creation; the next one did not.
+    missed: bool,
+}
+
+impl Made {
+    fn observed(&self, key: &WorkerKey, state: State) -> Observed {
+        Observed {
+            key: key.clone(),
+            name: name::worker_name(key),
+            state,
+            created_at: self.created_at,
+            started_at: None,
+            node_name: String::new(),
+        }
+    }
+}
+
 /// What is needed to delete a Pod.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) uid: Box<str>,
-    /// When the job ended, if it did.
-    pub(super) ended_at: Option<Millis>,
+    /// Since when it is known that the job has ended, if it has.
+    pub(super) ended_since: Option<Instant>,
     /// The agent is through with the log.
     pub(super) drained: bool,
 }
@@ -119,6 +144,15 @@ impl Workers {
             for key in gone {
                 inner.remove(&key);
             }
+            let mut gone = Vec::new();
+            inner.made.retain(|key, made| {
+                let missed = std::mem::replace(&mut made.missed, true);
+                if missed {
+                    gone.push(made.observed(key, State::Gone));
+                }
+                !missed
+            });
+            gone.into_iter().for_each(|gone| inner.tell(gone));
         }
         let count = inner.known.len();
         drop(guard);
@@ -161,17 +195,16 @@ impl Workers {
 
     /// All that exist.
     pub(super) fn all(&self) -> Vec<Observed> {
-        self.inner().known.iter().map(|(key, known)| known.observed(key)).collect()
+        let inner = self.inner();
+        let known = inner.known.iter().map(|(key, known)| known.observed(key));
+        let made = inner.made.iter().map(|(key, made)| made.observed(key, State::Created { waiting: None }));
+        known.chain(made).collect()
     }
 
     pub(super) fn find(&self, key: &WorkerKey) -> Option<Found> {
         let inner = self.inner();
         let known = inner.known.get(key)?;
-        let ended_at = match known.life.state {
-            State::Ended { at, .. } => Some(at),
-            _ => None,
-        };
-        Some(Found { uid: known.uid.clone(), ended_at, drained: known.life.drained })
+        Some(Found { uid: known.uid.clone(), ended_since: known.ended_since, drained: known.life.drained })
     }
 
     // ---- creations
@@ -179,7 +212,7 @@ impl Workers {
     /// Begins a creation. `None`: it exists.
     pub(super) fn make(&self, key: &WorkerKey) -> Option<Making<'_>> {
         let mut inner = self.inner();
-        if inner.known.contains_key(key) {
+        if inner.known.contains_key(key) || inner.made.contains_key(key) {
             return None;
         }
         inner.making.insert(key.clone(), false);
@@ -259,6 +292,7 @@ impl Inner {
         if let Some(seen) = self.making.get_mut(key) {
             *seen = true;
         }
+        self.made.remove(key);
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let node_name = pod.spec.node_name.as_deref().unwrap_or_default();
         let before = self.known.get(key);
@@ -279,9 +313,14 @@ impl Inner {
             same.and_then(|before| before.quiet.take()).unwrap_or_else(fresh)
         });
         let created_at = pod.metadata.creation_timestamp.as_ref().map(|time| time.0.as_millisecond());
+        let ended_since = matches!(life.state, State::Ended { .. }).then(|| {
+            let before = self.known.get(key).filter(|before| &*before.uid == uid);
+            before.and_then(|before| before.ended_since).unwrap_or_else(Instant::now)
+        });
         let known = Known {
             uid: uid.into(),
             life,
+            ended_since,
             created_at: created_at.unwrap_or_default(),
             node_name: node_name.into(),
             quiet,
@@ -329,6 +368,16 @@ impl Making<'_> {
     /// The watch has shown the Pod since it began.
     pub(super) fn is_seen(&self) -> bool {
         self.workers.inner().making.get(&self.key).copied().unwrap_or_default()
+    }
+}
+
+impl Making<'_> {
+    /// The server says that it exists, whether the watch has shown it or not.
+    pub(super) fn exists(&self) {
+        let mut inner = self.workers.inner();
+        if inner.making.get(&self.key) == Some(&false) {
+            inner.made.insert(self.key.clone(), Made { created_at: now(), missed: false });
+        }
     }
 }
 

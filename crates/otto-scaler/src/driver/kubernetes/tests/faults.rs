@@ -287,3 +287,59 @@ async fn a_server_that_ends_every_watch_is_not_asked_without_end() {
     let asked = faulty.proxy.asked().len() - before;
     assert!(asked < 30, "{asked} requests in 3 s");
 }
+
+/// A watch that is silent says nothing about what was created since.
+#[tokio::test]
+async fn who_was_created_is_not_missed_by_a_silent_watch() {
+    let faulty = faulty("silent").await;
+    let silent = faulty.proxy.add(Rule::watch_pods(Fault::SilentWatch));
+    faulty.proxy.end_watches();
+    silent.reached(1).await;
+    faulty.driving.create("t").await.unwrap();
+    assert_eq!(faulty.driving.list().await[0].key, key("t"));
+}
+
+/// One that stood by behind a silent watch does not take its memory for the truth when it begins to lead.
+#[tokio::test]
+async fn who_begins_to_lead_looks_anew() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("anew").await.unwrap();
+    let proxy = FaultProxy::start(plane).await.unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap();
+    let stop = CancellationToken::new();
+    let (cluster, leadership) = (cluster(&kubeconfig).await, Leadership::unlimited());
+    let driver = KubernetesDriver::open(cluster, options(&[]), leadership, stop.clone()).await.unwrap();
+    eventually("it is known that there is nothing", || async { driver.list().await.ok() }).await;
+    let silent = proxy.add(Rule::watch_pods(Fault::SilentWatch));
+    proxy.end_watches();
+    silent.reached(1).await;
+    proxy.clear();
+    let leader = Driving::synced(&namespace).await;
+    leader.create("t").await.unwrap();
+    assert_eq!(driver.list().await.unwrap(), []);
+
+    let (sender, _changes) = mpsc::channel(1);
+    driver.watch(sender).unwrap();
+    let listed = eventually("a list", || async { driver.list().await.ok() }).await;
+    assert_eq!(listed.iter().map(|seen| &seen.key).collect::<Vec<_>>(), [&key("t")]);
+    stop.cancel();
+}
+
+/// Between two tries of a creation its Pod was shown, and deleted by somebody: it is not made a second time.
+#[tokio::test]
+async fn what_was_seen_between_two_tries_is_not_made_again() {
+    let mut faulty = faulty("between").await;
+    // The news comes after the answer was lost, and before the server may be asked again.
+    let slow = faulty.proxy.add(Rule::watch_pods(Fault::SlowWatch(Duration::from_millis(500))));
+    faulty.proxy.end_watches();
+    slow.reached(1).await;
+    let _ = faulty.proxy.add(Rule::create_pod(Fault::CutAfter).times(1));
+    let _ = faulty.proxy.add(Rule::create_pod(Fault::Answer(429, Some(10))).times(1));
+    let creation = faulty.driving.creating("t");
+    faulty.driving.told("t", created).await;
+    faulty.namespace.let_go(&pod_name("t")).await.unwrap();
+    faulty.driving.told("t", |state| *state == State::Gone).await;
+    bounded(creation).await.unwrap().unwrap();
+    let events = faulty.namespace.audit().unwrap();
+    assert_eq!(events.iter().filter(|event| event.is_created_pod()).count(), 1);
+}

@@ -71,11 +71,11 @@ fn a_life_is_told_in_order() {
     workers.applied(&pod(0, "a", running()));
     assert_eq!(news(&workers), [(0, State::Running)]);
     let found = workers.find(&key(0)).unwrap();
-    assert_eq!((&*found.uid, found.ended_at), ("a", None));
+    assert_eq!((&*found.uid, found.ended_since), ("a", None));
     workers.applied(&pod(0, "a", ended(0)));
     let all = news(&workers);
     assert!(matches!(&all[..], [(0, State::Ended { outcome, .. })] if outcome.class == Class::Success), "{all:?}");
-    assert!(workers.find(&key(0)).unwrap().ended_at.is_some());
+    assert!(workers.find(&key(0)).unwrap().ended_since.is_some());
     workers.deleted(&pod(0, "a", ended(0)));
     assert!(matches!(&news(&workers)[..], [.., (0, State::Gone)]));
     assert!(workers.all().is_empty());
@@ -242,4 +242,47 @@ async fn news_wake_who_waits_for_them() {
     workers.applied(&pod(0, "a", running()));
     let (seen, gone) = reader.await.unwrap();
     assert_eq!((seen.unwrap().state, gone), (State::Running, None));
+}
+
+#[test]
+fn what_was_made_exists_though_the_watch_is_silent() {
+    let workers = told();
+    let made = |index| workers.make(&key(index)).unwrap().exists();
+    made(0);
+    assert_eq!(states(&workers), [State::Created { waiting: None }]);
+    assert!(workers.make(&key(0)).is_none(), "it exists");
+    // A list that was under way when it was created does not hold it.
+    workers.listing();
+    made(1);
+    workers.synced();
+    assert_eq!((states(&workers).len(), news(&workers)), (2, vec![]));
+    workers.applied(&pod(1, "a", running()));
+    assert_eq!(news(&workers), [(1, State::Running)]);
+    // One that began after it does.
+    workers.listing();
+    workers.applied(&pod(1, "a", running()));
+    workers.synced();
+    assert_eq!(news(&workers), [(0, State::Gone)]);
+    assert_eq!(states(&workers), [State::Running]);
+}
+
+#[test]
+fn what_the_watch_showed_meanwhile_is_as_the_watch_says() {
+    let workers = told();
+    let making = workers.make(&key(0)).unwrap();
+    workers.applied(&pod(0, "a", running()));
+    workers.deleted(&pod(0, "a", running()));
+    making.exists();
+    assert_eq!(states(&workers), []);
+}
+
+#[test]
+fn how_long_it_has_ended_is_counted_from_when_it_was_seen() {
+    let workers = told();
+    workers.applied(&pod(0, "a", ended(0)));
+    let since = workers.find(&key(0)).unwrap().ended_since.unwrap();
+    // Its node's clock says years ago, or that it will be.
+    assert!(since.elapsed() < Duration::from_secs(600));
+    workers.applied(&pod(0, "a", ended(1)));
+    assert_eq!(workers.find(&key(0)).unwrap().ended_since, Some(since));
 }
