@@ -232,6 +232,8 @@ pub(crate) struct Controller {
     probe_at: Option<Millis>,
     /// The store could not be read at the start: callers are told instead of kept waiting.
     load_failed: bool,
+    /// Others wrote records while all were being read.
+    load_overtaken: bool,
 }
 
 /// A controller and its handle. `stop` ends the loop; `loaded` is set when the store has been read.
@@ -276,6 +278,7 @@ pub(crate) fn new(
         store_backoff: keep::backoff(),
         probe_at: None,
         load_failed: false,
+        load_overtaken: false,
     };
     (controller, handle, health_seen)
 }

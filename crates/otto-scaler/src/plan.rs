@@ -406,11 +406,10 @@ pub(crate) fn actions(stored: &Record, facts: &Facts, policy: &Policy, now: Mill
     let mut plan = Plan::default();
     if stored.phase == Phase::Live && facts.complete {
         for worker in stored.workers.iter().filter(|worker| worker.phase == WorkerPhase::Queued) {
-            let key = (worker.index, worker.attempt);
-            if facts.workers.contains_key(&key) || facts.creating.contains(&key) {
+            if !facts.is_free(worker) {
                 continue;
             }
-            let refused = facts.refused.get(&key).map(|refused| refused.until);
+            let refused = facts.refused.get(&(worker.index, worker.attempt)).map(|refused| refused.until);
             match worker.not_before.max(refused).filter(|at| *at > now) {
                 Some(at) => plan.wake_at(at),
                 None => {
@@ -439,6 +438,8 @@ pub(crate) fn actions(stored: &Record, facts: &Facts, policy: &Policy, now: Mill
                 Some(due) if due <= now => stop(&mut plan, *key, fact, policy, now),
                 due => due.into_iter().chain(told).filter(|at| *at > now).for_each(|at| plan.wake_at(at)),
             }
+        } else if facts.creating.contains(key) {
+            // Forgotten now, it would be taken for alive when the answer to its creation comes.
         } else if !wanted && worker.is_none_or(|worker| worker.phase != WorkerPhase::Stopping) {
             ended(&mut plan, *key, fact, policy.keep_ended, now);
         }
@@ -452,7 +453,9 @@ pub(crate) fn orphans(facts: &Facts, stop_live: bool, policy: &Policy, now: Mill
     let mut plan = Plan::default();
     for (key, fact) in &facts.workers {
         if !fact.is_live() {
-            ended(&mut plan, *key, fact, policy.keep_ended, now);
+            if !facts.creating.contains(key) {
+                ended(&mut plan, *key, fact, policy.keep_ended, now);
+            }
         } else if stop_live {
             stop(&mut plan, *key, fact, policy, now);
         }

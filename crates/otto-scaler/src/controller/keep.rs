@@ -240,6 +240,8 @@ impl Controller {
             Kept::Written { task_id, record, why, result } => {
                 let mut task = self.tasks.remove(&task_id).unwrap_or_default();
                 task.busy = false;
+                // Whatever is read from now on is not from before.
+                task.overtaken = false;
                 self.written(&task_id, &mut task, record, why, result);
                 self.tasks.insert(task_id.clone(), task);
                 self.dirty.insert(task_id);
@@ -247,7 +249,9 @@ impl Controller {
             Kept::Read { task_id, waiter, result } => {
                 let mut task = self.tasks.remove(&task_id).unwrap_or_default();
                 task.busy = false;
+                let overtaken = std::mem::take(&mut task.overtaken);
                 self.was_read(&task_id, &mut task, waiter, result);
+                task.uncertain |= overtaken;
                 self.tasks.insert(task_id.clone(), task);
                 self.dirty.insert(task_id);
             }

@@ -16,18 +16,22 @@ const RELOAD_RETRY: Millis = 1_000;
 impl Controller {
     /// The records of these tasks are read again before anything else is done to them.
     pub(super) fn changed(&mut self, task_ids: Vec<String>) {
-        // What was written before all records are read is read with them.
         if !self.loaded.is_cancelled() {
+            // They may be being read, and these ones have been.
+            self.load_overtaken = true;
             return;
         }
         for task_id in task_ids {
-            self.tasks.entry(task_id.clone()).or_default().uncertain = true;
+            let task = self.tasks.entry(task_id.clone()).or_default();
+            task.uncertain = true;
+            task.overtaken = task.busy;
             self.dirty.insert(task_id);
         }
     }
 
     pub(super) fn reload(&mut self) {
         if !self.loaded.is_cancelled() {
+            self.load_overtaken = true;
             return;
         }
         let store = Arc::clone(&self.store);

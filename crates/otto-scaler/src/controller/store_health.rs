@@ -117,6 +117,9 @@ impl Controller {
         tracing::info!(tasks = count, live = self.dirty.len(), "the task store has been read");
         self.loaded.cancel();
         self.store_well();
+        if std::mem::take(&mut self.load_overtaken) {
+            self.reload();
+        }
         self.chore_at(EXPIRE, now + EXPIRE_EVERY);
         self.list();
     }

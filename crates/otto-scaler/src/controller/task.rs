@@ -29,6 +29,8 @@ pub(super) struct Task {
     pub(super) busy: bool,
     /// A write may or may not have happened: it is read again before anything else.
     pub(super) uncertain: bool,
+    /// Others wrote it while it was being read or written: the answer may be from before.
+    pub(super) overtaken: bool,
     /// Its record is being removed, or may have been.
     pub(super) removing: bool,
     pub(super) waiting: std::collections::VecDeque<Waiter>,
@@ -58,15 +60,11 @@ impl Task {
     }
 
     /// The stored record and the worker's place in it, if an attempt of this index may be created now as far as the task
-    /// itself is concerned: it is stored as queued, nothing that may change that is under way, and neither this attempt
-    /// nor a later one is there.
+    /// itself is concerned: it is stored as queued, nothing that may change that is under way, and its place is free.
     pub(super) fn may_start(&self, index: u32) -> Option<(Arc<Record>, Worker)> {
         let stored = self.stored.as_ref().filter(|record| record.phase == Phase::Live)?;
         let worker = stored.worker(index).filter(|worker| worker.phase == WorkerPhase::Queued)?;
-        let there = (index, worker.attempt)..=(index, u32::MAX);
-        let absent = self.facts.workers.range(there.clone()).next().is_none()
-            && self.facts.creating.range(there).next().is_none();
-        (absent && !self.busy && !self.uncertain).then(|| (Arc::clone(stored), worker.clone()))
+        (self.facts.is_free(worker) && !self.busy && !self.uncertain).then(|| (Arc::clone(stored), worker.clone()))
     }
 
     /// It has ended and nothing is left to be done.

@@ -15,6 +15,7 @@ use crate::event::{Direction, GivenSpec};
 use crate::task::{Class, EntryId, Phase, WorkerPhase};
 
 mod fakes;
+mod others;
 mod waiting;
 
 pub(crate) use fakes::MemoryDriver;

@@ -6,10 +6,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::task::Millis;
+use super::Facts;
+use crate::task::{Millis, Worker};
 
 /// Waiting time that one step of priority is worth, in milliseconds.
 pub(crate) const STEP: Millis = 10 * 60 * 1000;
+
+impl Facts {
+    /// The worker's attempt may be created: neither it nor a later one is there, and none of its index is being created.
+    pub(crate) fn is_free(&self, worker: &Worker) -> bool {
+        let mut creating = self.creating.range((worker.index, 0)..=(worker.index, u32::MAX));
+        self.newest(worker.index).is_none_or(|(attempt, _)| attempt < worker.attempt) && creating.next().is_none()
+    }
+}
 
 /// How many workers may be live (created and not ended) at once; `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -716,3 +716,32 @@ proptest! {
         world.converge()?;
     }
 }
+
+#[test]
+fn what_cannot_start_is_not_ready() {
+    let stored = record(1, 1);
+    let ready = |facts: &Facts| actions(&stored, facts, &POLICY, 0).ready.len();
+    let mut facts = known();
+    assert_eq!(ready(&facts), 1);
+    // The store went back to before a later attempt was decided on, and takes no writes.
+    facts.workers.insert((0, 2), Box::new(Fact::new(State::Running, 0)));
+    assert_eq!(ready(&facts), 0);
+}
+
+#[test]
+fn an_attempt_that_is_still_being_created_is_not_followed_by_another() {
+    let mut facts = known();
+    let mut fact = ended(Class::NodeLost, 1);
+    fact.gone = true;
+    facts.workers.insert((0, 1), Box::new(fact));
+    facts.creating.insert((0, 1));
+    let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 1).unwrap();
+    assert_eq!(stored.workers[0].attempt, 2);
+    // The answer is to come, and must not be taken for a new life.
+    let plan = actions(&stored, &facts, &POLICY, 100_000);
+    assert_eq!((plan.forget, plan.ready.len()), (vec![], 0));
+    assert_eq!(orphans(&facts, true, &POLICY, 100_000).forget, []);
+    facts.creating.clear();
+    let plan = actions(&stored, &facts, &POLICY, 100_000);
+    assert_eq!((plan.forget, plan.ready.len()), (vec![(0, 1)], 1));
+}

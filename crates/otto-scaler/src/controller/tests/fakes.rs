@@ -33,6 +33,9 @@ pub(super) struct MemoryStore {
     /// Writes of this task wait for `go`.
     pub(super) slow: Mutex<Option<String>>,
     pub(super) go: Notify,
+    /// Reads of this task, and those of all records (`""`), wait for `go` with what they have read.
+    pub(super) slow_read: Mutex<Option<String>>,
+    pub(super) reads: AtomicU32,
     /// The task whose record cannot be read.
     pub(super) damaged: Mutex<Option<String>>,
 }
@@ -44,6 +47,15 @@ impl MemoryStore {
 
     pub(super) fn record(&self, task_id: &str) -> Option<Record> {
         self.records.lock().unwrap().get(task_id).cloned()
+    }
+
+    async fn was_read<T>(&self, what: &str, value: T) -> T {
+        let slow = self.slow_read.lock().unwrap().as_deref() == Some(what);
+        if slow {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            self.go.notified().await;
+        }
+        value
     }
 
     fn call<T>(&self, effect: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -70,7 +82,7 @@ impl TaskStore for MemoryStore {
             let (over, live): (Vec<_>, Vec<_>) = records.values().cloned().partition(|r| r.phase.is_terminal());
             Ok(live.into_iter().chain(over.into_iter().take(ended)).collect())
         });
-        soon(records).boxed()
+        async move { self.was_read("", soon(records).await).await }.boxed()
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -84,7 +96,8 @@ impl TaskStore for MemoryStore {
                 true => Err(StoreError::Corrupt { task_id: task_id.to_owned(), reason: "bad bytes".into() }),
                 false => Ok(self.record(task_id)),
             };
-            soon(self.call(read)).await
+            let read = self.call(read);
+            self.was_read(task_id, soon(read).await).await
         }
         .boxed()
     }
