@@ -287,7 +287,8 @@ impl Driven {
     async fn settled(&mut self) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
-            let (pending,): (usize,) =
+            // How many, the lowest, the highest, and whose.
+            let (pending, ..): (usize, redis::Value, redis::Value, redis::Value) =
                 redis::cmd("XPENDING").arg("otto:scale:events").arg("ottoscaler").query_async(&mut self.redis).await?;
             if pending == 0 {
                 return Ok(());

@@ -33,7 +33,7 @@ fn never_applied(reason: &Reason, task_id: &str) -> Status {
     let text = reason.to_string();
     match reason {
         Reason::Contradicts { .. } => status::precondition("CONTRADICTS", format!("task/{task_id}"), text),
-        Reason::Unusable { field, .. } => status::invalid_argument(&format!("build_config.{field}"), text),
+        Reason::Unusable { field, .. } => status::invalid_argument(format!("build_config.{field}"), text),
         Reason::TooMany { .. } => status::invalid_argument("worker_count", text),
         Reason::UnknownTask(_) => status::not_found("task", task_id),
         Reason::OutOfOrder { .. } | Reason::TooOld { .. } => {
