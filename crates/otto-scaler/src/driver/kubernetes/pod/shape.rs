@@ -220,7 +220,12 @@ fn is_telemetry(name: &str) -> bool {
 pub(in crate::driver::kubernetes) fn ground() -> Part {
     let spec = json!({
         "automountServiceAccountToken": false,
-        "securityContext": { "fsGroup": AGENT_ID, "seccompProfile": { "type": "RuntimeDefault" } },
+        "securityContext": {
+            "fsGroup": AGENT_ID,
+            // A large volume of the template's is not gone through for every Pod.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
         "containers": [
             {
                 "name": AGENT_CONTAINER,
@@ -258,6 +263,12 @@ impl Shape {
         let slot = |name: &str| Value::String(format!("{mark}{name}"));
 
         let spec = &mut part.spec;
+        if spec.get("securityContext").and_then(|context| context.get("fsGroup")).is_none() {
+            tracing::warn!(
+                "the Pod template takes away securityContext.fsGroup: unless the cluster gives Pods one, a job that runs as \
+                 another user than the agent keeps its spool from the drainer, and lines of a job that is killed may be lost"
+            );
+        }
         let mut others = Vec::new();
         let (mut agent, mut job) = (Map::new(), Map::new());
         if let Some(Value::Array(containers)) = spec.remove("containers") {

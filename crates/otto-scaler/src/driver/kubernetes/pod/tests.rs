@@ -107,7 +107,7 @@ fn the_whole_pod() {
             "automountServiceAccountToken": false,
             "terminationGracePeriodSeconds": 40,
             "activeDeadlineSeconds": 300 + 60 + 10 + 86_400,
-            "securityContext": {"fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {"fsGroup": 65532, "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"}},
             "volumes": [{"name": "otto", "emptyDir": {"sizeLimit": "1152Mi"}}],
             "containers": [
                 {
