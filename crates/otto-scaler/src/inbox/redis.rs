@@ -16,10 +16,10 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
+use self::changes::Changes;
 use self::dead_letters::RedisDeadLetters;
 use self::keys::{EventStart, Keys};
 use self::link::{Link, Url};
-use self::changes::Changes;
 use self::owner::{Identity, Owner, Turn};
 use self::progress::Progress;
 use self::session::Inbox;

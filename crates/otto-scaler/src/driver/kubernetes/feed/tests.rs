@@ -48,7 +48,8 @@ fn servers_without_streaming_lists() {
         Failure::answer(http::StatusCode::from_u16(code).unwrap(), None, body.as_bytes())
     };
     assert!(is_about_streaming(&answer(422, "sendInitialEvents is forbidden for watch unless the feature gate is on")));
-    let old_etcd = "a watch stream was requested by the client but the required storage feature RequestWatchProgress is disabled";
+    let old_etcd =
+        "a watch stream was requested by the client but the required storage feature RequestWatchProgress is disabled";
     assert!(is_about_streaming(&answer(500, old_etcd)));
     assert!(!is_about_streaming(&answer(500, "etcdserver: leader changed")));
     assert!(!is_about_streaming(&answer(403, "pods is forbidden")));
