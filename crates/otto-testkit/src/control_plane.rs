@@ -19,7 +19,6 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use rustix::process::Signal;
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 mod audit;
@@ -34,7 +33,7 @@ pub use history::PodHistory;
 pub use namespace::{Namespace, scaler_rules};
 
 use crate::PATIENCE;
-use kept::{Janitor, Kept, asset};
+use kept::{Folder, Janitor, Kept, asset};
 use pki::Pki;
 use programs::ReservedPort;
 
@@ -88,7 +87,7 @@ pub struct ControlPlane {
     pki: Pki,
     port: ReservedPort,
     namespaces: AtomicU32,
-    dir: TempDir,
+    folder: Folder,
     _janitor: Janitor,
 }
 
@@ -117,8 +116,8 @@ impl ControlPlane {
     pub async fn start(options: Options) -> anyhow::Result<Self> {
         // Who wins if another has chosen a provider already does not matter.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let dir = tempfile::Builder::new().prefix("otto-control-plane-").tempdir()?;
-        let root = dir.path();
+        let folder = Folder::new()?;
+        let root = folder.dir.path();
         let janitor = Janitor::of(root)?;
         let pki = Pki::make(root)?;
         let tokens = USERS.map(|(user, group)| format!("{},{user},{user},\"{group}\"\n", token(user))).concat();
@@ -129,10 +128,10 @@ impl ControlPlane {
         let api_server = programs::api_server(root, port.port, &pki)?;
         let processes = Processes { others: Vec::new(), api_server: Some(api_server), _etcd: Some(etcd) };
         let (processes, namespaces) = (Mutex::new(processes), AtomicU32::new(0));
-        let plane = Self { processes, pki, port, namespaces, dir, _janitor: janitor };
+        let plane = Self { processes, pki, port, namespaces, folder, _janitor: janitor };
         let client = plane.client_of("admin").await?;
         plane.answering(&client).await?;
-        let root = plane.dir.path();
+        let root = plane.folder.dir.path();
         let mut others =
             vec![programs::controller_manager(root, &plane.pki, &plane.kubeconfig("controller-manager")?)?];
         if options.scheduler {
@@ -220,7 +219,7 @@ impl ControlPlane {
     /// # Errors
     /// When it cannot be written.
     pub fn write_kubeconfig(&self, name: &str, url: &str, token: &str, namespace: &str) -> anyhow::Result<PathBuf> {
-        let path = self.dir.path().join(format!("{name}.kubeconfig"));
+        let path = self.folder.dir.path().join(format!("{name}.kubeconfig"));
         let text = json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -230,7 +229,7 @@ impl ControlPlane {
             "current-context": "it",
         });
         // Tests beside this one may read the same file.
-        let mut file = tempfile::NamedTempFile::new_in(self.dir.path())?;
+        let mut file = tempfile::NamedTempFile::new_in(self.folder.dir.path())?;
         file.write_all(text.to_string().as_bytes())?;
         file.persist(&path).with_context(|| path.display().to_string())?;
         Ok(path)
@@ -280,7 +279,7 @@ impl ControlPlane {
     /// # Errors
     /// When it cannot be read.
     pub fn audit(&self) -> anyhow::Result<Vec<AuditEvent>> {
-        audit::read(&self.dir.path().join("audit.log"))
+        audit::read(&self.folder.dir.path().join("audit.log"))
     }
 
     /// Runs kubectl to its end, as admin.
@@ -291,7 +290,7 @@ impl ControlPlane {
         let kubeconfig = self.kubeconfig("admin")?;
         let mut command = tokio::process::Command::new(asset("kubectl")?);
         command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
-        command.env("HOME", self.dir.path()).env_remove("KUBECONFIG");
+        command.env("HOME", self.folder.dir.path()).env_remove("KUBECONFIG");
         Ok(command.kill_on_drop(true).output().await?)
     }
 }

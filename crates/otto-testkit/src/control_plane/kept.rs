@@ -1,14 +1,16 @@
 //! Processes that end with this one, however it ends.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread;
+use std::{env, thread};
 
 use anyhow::{Context, bail};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 use crate::program;
 
@@ -83,6 +85,37 @@ impl Drop for Janitor {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
+}
+
+/// A folder of a control plane below the system's temporary one, locked while this process lives.
+pub(crate) struct Folder {
+    pub(crate) dir: TempDir,
+    _lock: File,
+}
+
+impl Folder {
+    const PREFIX: &'static str = "otto-control-plane-";
+
+    /// Makes one, and removes those whose processes were killed together with their [`Janitor`].
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        for entry in fs::read_dir(env::temp_dir())?.flatten() {
+            let ours = entry.file_name().to_string_lossy().starts_with(Self::PREFIX);
+            let abandoned = || File::open(entry.path().join("lock")).is_ok_and(|file| lock(&file).is_ok());
+            if ours && abandoned() {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let dir = tempfile::Builder::new().prefix(Self::PREFIX).tempdir()?;
+        // Locked before it has the name that others look for.
+        let file = File::create_new(dir.path().join("lock.new"))?;
+        lock(&file)?;
+        fs::rename(dir.path().join("lock.new"), dir.path().join("lock"))?;
+        Ok(Self { dir, _lock: file })
+    }
+}
+
+fn lock(file: &File) -> rustix::io::Result<()> {
+    flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
 type Job = (Command, SyncSender<std::io::Result<Child>>);
