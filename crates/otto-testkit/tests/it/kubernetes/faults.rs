@@ -201,24 +201,29 @@ async fn a_server_that_is_away_is_waited_for_and_no_worker_is_given_up() -> anyh
     cluster.check_launches(2).await
 }
 
-/// Two requests for a Pod's whole life, of which the second is its removal; and none while nothing changes.
+/// Two requests for a Pod's whole life, its creation and its removal; and none while nothing changes.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_asks_for_no_more_than_it_needs() -> anyhow::Result<()> {
     const TASKS: usize = 20;
-    let cluster = Cluster::start("modest", Pods::Kwok, &[]).await?;
-    cluster.add("first", 1, &[]).await?;
-    cluster.until("first", TaskState::Succeeded).await;
+    const KEPT: usize = 5;
+    let cluster = Cluster::start("modest", Pods::Kwok, &["--max-ended", &KEPT.to_string()]).await?;
     let before = cluster.proxy.asked().len();
     for n in 0..TASKS {
         cluster.add(&format!("task-{n}"), 1, &[]).await?;
     }
-    for n in 0..TASKS {
-        cluster.until(&format!("task-{n}"), TaskState::Succeeded).await;
-    }
+    eventually("all have ended, and the older ones are removed", async || {
+        let ended = cluster.all_tasks().await.ok()?.iter().filter(|task| task.state() == TaskState::Succeeded).count();
+        (ended == TASKS && cluster.namespace.list_pods().await.ok()?.len() == KEPT).then_some(())
+    })
+    .await;
     let asked = cluster.proxy.asked().split_off(before);
     let others: Vec<_> = asked.iter().filter(|asked| !asked.path.contains("/leases/")).collect();
-    assert!(others.iter().all(|asked| asked.method == Method::POST && asked.path.ends_with("/pods")), "{others:?}");
-    assert_eq!(others.len(), TASKS);
+    let count =
+        |method: Method| others.iter().filter(|asked| asked.method == method && asked.path.contains("/pods")).count();
+    // The anchor is made with the first Pod.
+    let anchor = others.iter().filter(|asked| asked.path.ends_with("/configmaps")).count();
+    assert_eq!((count(Method::POST), count(Method::DELETE), anchor), (TASKS, TASKS - KEPT, 1), "{others:?}");
+    assert_eq!(others.len(), 2 * TASKS - KEPT + anchor, "{others:?}");
 
     // The next renewal of the Lease says that time has passed.
     let before = cluster.proxy.asked().len();

@@ -4,7 +4,7 @@ use futures::{StreamExt, stream};
 use otto_proto::v1::TaskState;
 use otto_testkit::{Fault, Rule, eventually};
 
-use super::cluster::{Cluster, Pods};
+use super::cluster::{Cluster, Pods, key_of};
 use super::redis_gate::Hold;
 
 /// Where the scaler is when it is killed.
@@ -123,4 +123,31 @@ async fn killed_at(step: At) -> anyhow::Result<()> {
     cluster.add("marker", 1, &[]).await?;
     cluster.pod("marker", 0, 1).await;
     cluster.check_launches(2).await
+}
+
+/// What is left of an ended worker is removed: by a scaler that is killed while it does, and the event comes once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_it_cleans_up_it_runs_nothing_again() -> anyhow::Result<()> {
+    for fault in [Fault::HoldBefore, Fault::HoldAfter, Fault::Late] {
+        let mut cluster = Cluster::start("removing", Pods::Kwok, &["--max-ended", "1"]).await?;
+        cluster.add("first", 1, &[]).await?;
+        cluster.until("first", TaskState::Succeeded).await;
+        let hold = cluster.proxy.add(Rule::delete_pod(fault.clone()).times(1));
+        cluster.add("second", 1, &[]).await?;
+        hold.reached(1).await;
+        cluster.kill().await?;
+        cluster.scaler.restart().await?;
+        cluster.add("first", 1, &[]).await?;
+        eventually(&format!("{fault:?}: the older Pod is removed"), async || {
+            let pods = cluster.namespace.list_pods().await.ok()?;
+            (!pods.iter().any(|pod| key_of(pod).0 == "first")).then_some(())
+        })
+        .await;
+        hold.release();
+        cluster.add("marker", 1, &[]).await?;
+        cluster.until("marker", TaskState::Succeeded).await;
+        assert_eq!(cluster.task("first").await.map(|task| task.state()), Some(TaskState::Succeeded), "{fault:?}");
+        cluster.check_launches(3).await?;
+    }
+    Ok(())
 }
