@@ -150,10 +150,15 @@ async fn many_at_once_and_nothing_is_asked_while_nothing_happens() {
     // One for each Pod, and one for their owner.
     assert_eq!(proxy.count(&Method::POST, "/pods?") - 1, PODS, "the dry run besides");
     assert_eq!(proxy.count(&Method::POST, "/configmaps?"), 1);
-    let asked = proxy.asked().len();
+    // Watches apart, and looks into Pods that have said nothing for long: on a slow machine these have.
+    let asked = || {
+        let all = proxy.asked().into_iter().filter(|asked| !asked.is_watch() && !asked.path.ends_with("/events"));
+        all.map(|asked| (asked.method, asked.path)).collect::<Vec<_>>()
+    };
+    let before = asked();
     driving.list().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(proxy.asked().len(), asked);
+    assert_eq!(asked(), before);
 
     // A scaler that starts again knows them at once, whether the server has streaming lists or not.
     let start = Instant::now();
