@@ -58,31 +58,42 @@ fn ensure_module(folder: &str, programs: &[(&str, &str)]) -> anyhow::Result<()> 
         fs::read_to_string(&path).with_context(|| path.display().to_string())
     };
     let recipe = format!("{}{}{VERSION}\n", read("go.mod")?, read("go.sum")?);
-    for (program, package) in programs {
-        let (built, stamp) = (tools.join(program), tools.join(format!("{program}.built-from")));
-        if built.is_file() && fs::read_to_string(&stamp).is_ok_and(|text| text == recipe) {
-            continue;
+    let stamp = |program: &str| tools.join(format!("{program}.built-from"));
+    let current = |program: &str| {
+        tools.join(program).is_file() && fs::read_to_string(stamp(program)).is_ok_and(|text| text == recipe)
+    };
+    let missing: Vec<_> = programs.iter().filter(|(program, _)| !current(program)).copied().collect();
+    let Some((first, _)) = missing.first() else { return Ok(()) };
+    if find("go").is_none() {
+        bail!(
+            "the tests with a Kubernetes API server need {first}, and there is no Go toolchain to build it with. Install Go \
+             1.24 or newer (https://go.dev/doc/install), or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl (kube-controller-manager, kube-scheduler \
+             and kwok too, to do without Go)"
+        );
+    }
+    fs::create_dir_all(&tools)?;
+    // What is named like its package is built together: the linker uses one processor only.
+    let (together, apart): (Vec<_>, Vec<_>) =
+        missing.into_iter().partition(|(program, package)| package.ends_with(&format!("/{program}")));
+    let mut builds: Vec<_> = apart.iter().map(|one| (tools.join(one.0), vec![*one])).collect();
+    if !together.is_empty() {
+        builds.push((tools.join(""), together));
+    }
+    for (output, programs) in builds {
+        let names = programs.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", ");
+        eprintln!("xtask: building {names} into target/tools, from xtask/tools/{folder} (once; it takes minutes)");
+        for (program, _) in &programs {
+            // The stamp of what is replaced must not stand beside half of what replaces it.
+            let _ = fs::remove_file(stamp(program));
         }
-        if find("go").is_none() {
-            bail!(
-                "the tests with a Kubernetes API server need {program}, and there is no Go toolchain to build it with. \
-                 Install Go 1.24 or newer (https://go.dev/doc/install; Debian and Ubuntu: apt-get install golang-go), or \
-                 set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl (kube-controller-manager, \
-                 kube-scheduler and kwok too, to do without Go)"
-            );
-        }
-        eprintln!("xtask: building {program} into target/tools: go build {package}");
-        fs::create_dir_all(&tools)?;
-        // The stamp of what is replaced must not stand beside half of what replaces it.
-        let _ = fs::remove_file(&stamp);
         let version = format!("-s -w -X k8s.io/component-base/version.gitVersion={VERSION}");
         let mut command = Command::new("go");
-        command
-            .args(["build", "-mod=readonly", "-buildvcs=false", "-ldflags", &version, "-o"])
-            .arg(&built)
-            .arg(package);
-        run(command.current_dir(&source).env("CGO_ENABLED", "0").env("GOWORK", "off"))?;
-        fs::write(&stamp, &recipe)?;
+        command.args(["build", "-mod=readonly", "-buildvcs=false", "-ldflags", &version, "-o"]).arg(&output);
+        command.args(programs.iter().map(|(_, package)| *package)).current_dir(&source);
+        run(command.env("CGO_ENABLED", "0").env("GOWORK", "off"))?;
+        for (program, _) in &programs {
+            fs::write(stamp(program), &recipe)?;
+        }
     }
     Ok(())
 }

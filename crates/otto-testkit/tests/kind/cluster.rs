@@ -6,8 +6,10 @@ use std::process::Output;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use otto_proto::v1::log_query_service_client::LogQueryServiceClient;
@@ -54,6 +56,8 @@ struct Facts {
     redis: String,
     job_image: String,
     otto: PathBuf,
+    /// Name of the node's container.
+    node: String,
 }
 
 /// A cluster in which everything runs.
@@ -226,6 +230,32 @@ impl Cluster {
             Some(pod.to_owned())
         })
         .await
+    }
+
+    /// Takes the log server away (0), or brings it back (1).
+    pub(crate) async fn scale_logs(&self, replicas: u32) -> anyhow::Result<()> {
+        let sets: Api<StatefulSet> = Api::namespaced(self.client.clone(), OURS);
+        let scale = Patch::Merge(serde_json::json!({ "spec": { "replicas": replicas } }));
+        sets.patch_scale("otto-log-ingest", &PatchParams::default(), &scale).await?;
+        within(&format!("{replicas} log servers are there"), async || {
+            let status = sets.get("otto-log-ingest").await.ok()?.status?;
+            let (there, ready) = (status.replicas, status.ready_replicas.unwrap_or(0));
+            (there == ready && there.unsigned_abs() == replicas).then_some(())
+        })
+        .await
+    }
+
+    /// SIGKILL for the first process of a container, by its node.
+    pub(crate) async fn kill(&self, pod: &str, container: &str) -> anyhow::Result<()> {
+        let script = "id=$(crictl ps --quiet --name \"^$2\\$\" --label io.kubernetes.pod.name=\"$1\") && \
+                      kill -9 \"$(crictl inspect --output go-template --template '{{.info.pid}}' \"$id\")\"";
+        let mut kill = Command::new("docker");
+        kill.args(["exec", &self.facts.node, "sh", "-c", script, "sh", pod, container]);
+        let done = kill.kill_on_drop(true).output().await?;
+        if !done.status.success() {
+            bail!("killing {container} of {pod}: {}", String::from_utf8_lossy(&done.stderr));
+        }
+        Ok(())
     }
 
     /// Runs `otto` against the cluster.

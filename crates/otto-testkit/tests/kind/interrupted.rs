@@ -3,7 +3,7 @@
 use kube::api::{DeleteParams, EvictParams, ListParams, LogParams};
 use otto_proto::v1::{FailureClass, TaskState, worker_event::Type};
 
-use crate::cluster::{Cluster, numbered, printing, runs, said, within};
+use crate::cluster::{Cluster, numbered, phase, printing, runs, said, within};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: cargo xtask test --kind"]
@@ -90,6 +90,35 @@ async fn a_job_that_takes_too_much_memory_keeps_its_lines_and_is_told_so() -> an
     assert_eq!(workers[0].runs.len(), 1, "{workers:?}");
     let lines = cluster.lines(task, &workers[0].worker_id).await?;
     assert_eq!(lines, numbered(500), "{event:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: cargo xtask test --kind"]
+async fn what_a_killed_agent_had_not_sent_is_sent_by_the_drainer() -> anyhow::Result<()> {
+    let cluster = Cluster::connect().await?;
+    let task = &cluster.task_id("agent");
+    // Nothing can be sent before the agent is killed: what comes afterwards is from its spool.
+    cluster.scale_logs(0).await?;
+    let script = format!("{}; echo last; while :; do sleep 0.1; done", printing(5_000, 10_000));
+    cluster.add(task, &script, &[]).await?;
+    let log = LogParams { container: Some("job".to_owned()), tail_lines: Some(1), ..LogParams::default() };
+    let name = within("the job has printed all", async || {
+        let name = cluster.pods(task).await.ok()?.into_keys().next()?;
+        (cluster.workers().logs(&name, &log).await.ok()?.trim() == "last").then_some(name)
+    })
+    .await?;
+    cluster.kill(&name, "job").await?;
+    let ended = cluster.ended(task).await?;
+    assert_eq!(ended.state(), TaskState::Failed);
+    cluster.scale_logs(1).await?;
+    let event = cluster.told(task, Type::Failed).await?;
+    assert_eq!(event.failure_class(), FailureClass::AgentLost, "{event:?}");
+    let finished = |pod: &k8s_openapi::api::core::v1::Pod| matches!(phase(pod), "Succeeded" | "Failed");
+    within("the drainer is done", async || cluster.pods(task).await.ok()?.values().all(finished).then_some(())).await?;
+    let mut expected = numbered(5_000);
+    expected.push("last".to_owned());
+    assert_eq!(cluster.lines(task, &name).await?, expected);
     Ok(())
 }
 
