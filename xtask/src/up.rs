@@ -9,7 +9,7 @@ mod why;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::images::{self, Profile};
 use crate::interrupt::Interrupt;
@@ -56,12 +56,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             up.print_screen();
             Ok(())
         }
-        Err(error) if interrupt.is_requested() => {
+        Err(_) if interrupt.is_requested() => {
             let name = &options.name;
-            Err(error.context(format!(
-                "what is done so far stays: `cargo xtask up --name {name}` goes on, `cargo xtask down --name {name}` \
-                 removes it"
-            )))
+            bail!(
+                "interrupted; what is done so far stays: `cargo xtask up --name {name}` goes on, \
+                 `cargo xtask down --name {name}` removes it"
+            )
         }
         Err(error) => Err(error),
     }

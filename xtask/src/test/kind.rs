@@ -82,6 +82,7 @@ fn told(up: &Up, job_image: &str) -> serde_json::Value {
         "page": format!("http://127.0.0.1:{}", up.ports.log_http),
         "redis": format!("redis://127.0.0.1:{}", up.ports.redis),
         "job_image": job_image,
+        "node": up.cluster.node(),
         "otto": std::path::absolute(up.binaries.join("otto")).unwrap_or_default(),
     })
 }

@@ -59,6 +59,11 @@ impl Cluster {
         &self.dir
     }
 
+    /// Name of its node's container.
+    pub(crate) fn node(&self) -> String {
+        format!("{}-control-plane", self.name)
+    }
+
     /// How to reach it: a file of its own, so that nobody's current context changes.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.dir.join("kubeconfig")
@@ -191,7 +196,7 @@ impl Cluster {
     /// Where its ports are on this machine.
     pub(crate) fn ports(&self) -> anyhow::Result<Ports> {
         let port = |(node, _): (u16, u16)| -> anyhow::Result<u16> {
-            let container = format!("{}-control-plane", self.name);
+            let container = self.node();
             let text = tools::output(Command::new("docker").args(["port", &container, &format!("{node}/tcp")]))?;
             let port = text.lines().next().and_then(|line| line.rsplit(':').next()).and_then(|port| port.parse().ok());
             port.with_context(|| format!("docker port {container} {node}/tcp says {text:?}"))
