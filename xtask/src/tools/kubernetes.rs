@@ -67,8 +67,8 @@ fn ensure_module(folder: &str, programs: &[(&str, &str)]) -> anyhow::Result<()> 
     if find("go").is_none() {
         bail!(
             "the tests with a Kubernetes API server need {first}, and there is no Go toolchain to build it with. Install Go \
-             1.24 or newer (https://go.dev/doc/install), or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl (kube-controller-manager, kube-scheduler \
-             and kwok too, to do without Go)"
+             1.24 or newer (https://go.dev/doc/install), or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and \
+             kubectl (kube-controller-manager, kube-scheduler and kwok too, to do without Go)"
         );
     }
     fs::create_dir_all(&tools)?;
