@@ -54,3 +54,32 @@ pub(crate) fn build(dir: &Path, reference: &str) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Removes older images of the same name from this machine: those whose tag was made of their content. Clusters have copies
+/// of their own.
+pub(crate) fn remove_older(reference: &str) -> anyhow::Result<()> {
+    let Some((name, tag)) = reference.rsplit_once(':') else { return Ok(()) };
+    let tags = tools::output(Command::new("docker").args(["image", "ls", "--format", "{{.Tag}}", name]))?;
+    for older in tags.lines().filter(|older| *older != tag && is_of_content(older)) {
+        // One that a container still uses stays.
+        let mut remove = Command::new("docker");
+        let _ = remove.args(["image", "rm", &format!("{name}:{older}")]).output();
+    }
+    Ok(())
+}
+
+/// Twelve hexadecimal digits.
+fn is_of_content(tag: &str) -> bool {
+    tag.len() == 12 && tag.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_of_people_are_not_taken_for_ours() {
+        assert!(is_of_content("0a16eab4c612"));
+        assert!(["dev", "0.1.0", "latest", "0A16EAB4C612", "0a16eab4c6123"].iter().all(|tag| !is_of_content(tag)));
+    }
+}

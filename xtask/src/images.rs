@@ -116,6 +116,7 @@ pub(crate) fn ensure(image: &Image, binaries: &Path) -> anyhow::Result<String> {
     }
     eprintln!("xtask: building {reference}");
     folder.build(&reference)?;
+    docker::remove_older(&reference)?;
     Ok(reference)
 }
 

@@ -130,6 +130,7 @@ impl Folder {
         let reference = format!("ottoscaler/{}-of-this-machine:{}", self.name, hex(&hash.finalize()[..6]));
         if !docker::has_image(&reference)? {
             docker::build(&self.dir, &reference)?;
+            docker::remove_older(&reference)?;
         }
         Ok(reference)
     }
