@@ -17,6 +17,7 @@ async fn small_blocks_become_large_ones_and_nothing_else_changes() {
     store.delete_task("gone").await.unwrap();
     store.put_events(vec![event("t", "1", otto_proto::v1::worker_event::Type::Queued)]).await.unwrap();
     let mut next = 1;
+    let mut segments = store.stats().segments;
     while next < 6000 {
         let mut pending = Vec::new();
         for (seed, run) in runs.iter().enumerate() {
@@ -25,6 +26,7 @@ async fn small_blocks_become_large_ones_and_nothing_else_changes() {
         for append in pending {
             append.await.unwrap();
         }
+        let_merge(&store, &mut segments).await;
         next += 8;
         if next == 2001 {
             let gap = LogGap {

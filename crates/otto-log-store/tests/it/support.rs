@@ -173,6 +173,21 @@ pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Op
     }
 }
 
+/// When there is a new segment, gives the background thread its time: one that is far behind, as on a busy machine, takes
+/// segments into the index as they are. `segments` is how many there were.
+pub(crate) async fn let_merge(store: &Store, segments: &mut u64) {
+    let before = store.stats();
+    if before.segments > std::mem::replace(segments, before.segments) {
+        let merged = async {
+            while store.stats().merged_segments == before.merged_segments {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // Not every segment is worth it.
+        let _ = tokio::time::timeout(Duration::from_secs(5), merged).await;
+    }
+}
+
 /// Names of the segment files.
 pub(crate) fn segment_files(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(directory.join("segments"))
