@@ -17,7 +17,9 @@ pub use control_plane::{
 pub use fault_proxy::{Asked, Fault, FaultProxy, Fired, Rule};
 pub use process::{Process, binary, program};
 pub use redis_server::RedisServer;
-pub use services::{LogIngest, LogIngestProgram, PodScaler, PodScalerProgram, Program, Scaler, ScalerProgram, Service};
+pub use services::{
+    AnyScaler, LogIngest, LogIngestProgram, PodScaler, PodScalerProgram, Program, Scaler, ScalerProgram, Service,
+};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -83,6 +83,13 @@ impl Program for PodScalerProgram {
 /// otto-scaler with the Kubernetes driver, on ports of its own choice.
 pub type PodScaler = Service<PodScalerProgram>;
 
+/// The scaler, whatever its driver.
+pub trait AnyScaler: Program {}
+
+impl AnyScaler for ScalerProgram {}
+
+impl AnyScaler for PodScalerProgram {}
+
 /// A server program on ports of its own choice.
 pub struct Service<P> {
     /// The running program.
@@ -167,15 +174,7 @@ impl LogIngest {
     }
 }
 
-impl PodScaler {
-    /// `http://127.0.0.1:PORT` of its metrics and probes.
-    #[must_use]
-    pub fn admin_url(&self) -> String {
-        format!("http://{}", self.second)
-    }
-}
-
-impl Scaler {
+impl<P: AnyScaler> Service<P> {
     /// `http://127.0.0.1:PORT` of its metrics and probes.
     #[must_use]
     pub fn admin_url(&self) -> String {
