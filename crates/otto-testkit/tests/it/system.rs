@@ -45,7 +45,7 @@ impl System {
         Ok(LogQueryServiceClient::new(self.logs.channel().await?))
     }
 
-    /// Waits until a task has ended.
+    /// Waits until a task has ended. A store that is away for the moment is asked again, as any client would.
     pub(crate) async fn ended(&self, task_id: &str) -> anyhow::Result<Task> {
         let tasks = self.tasks().await?;
         Ok(eventually(&format!("task {task_id} has ended"), || {
@@ -53,7 +53,7 @@ impl System {
             async move {
                 let task = match tasks.get_task(GetTaskRequest { task_id: task_id.to_owned() }).await {
                     Ok(task) => task.into_inner(),
-                    Err(status) if status.code() == Code::NotFound => return None,
+                    Err(status) if matches!(status.code(), Code::NotFound | Code::Unavailable) => return None,
                     Err(status) => panic!("GetTask: {status}"),
                 };
                 let live = matches!(task.state(), TaskState::Pending | TaskState::Running | TaskState::Unspecified);
