@@ -36,9 +36,12 @@ const PAIRS: usize = 5;
 /// Patience with a burst.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// How much of everything.
-#[derive(Clone, Copy, Debug, clap::Args)]
+/// What is measured, and how much of it.
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Scale {
+    /// Only these; may be repeated. Default: all.
+    #[arg(long)]
+    part: Vec<Part>,
     /// Events of a burst.
     #[arg(long, default_value_t = 5_000)]
     pods: usize,
@@ -47,16 +50,37 @@ pub(crate) struct Scale {
     live: usize,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// From an event to its Pod.
+    Single,
+    /// Many events at once.
+    Burst,
+    /// A kill in a burst.
+    Killed,
+    /// Many workers, and nothing happens.
+    Live,
+}
+
 pub(crate) async fn run(out: &Path, scale: Scale) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let room = scale.pods.max(scale.live) * 4;
     let plane =
         ControlPlane::start(ControlPlaneOptions { nodes: 20, pods_per_node: room / 20, ..Default::default() }).await?;
     let mut report = Report::new("kubernetes");
-    single(&plane, dir.path(), &mut report).await?;
-    burst(&plane, dir.path(), &mut report, scale.pods).await?;
-    killed(&plane, dir.path(), &mut report, scale.pods.min(1_000)).await?;
-    live::run(&plane, dir.path(), &mut report, scale.live).await?;
+    let wanted = |part| scale.part.is_empty() || scale.part.contains(&part);
+    if wanted(Part::Single) {
+        single(&plane, dir.path(), &mut report).await?;
+    }
+    if wanted(Part::Burst) {
+        burst(&plane, dir.path(), &mut report, scale.pods).await?;
+    }
+    if wanted(Part::Killed) {
+        killed(&plane, dir.path(), &mut report, scale.pods.min(1_000)).await?;
+    }
+    if wanted(Part::Live) {
+        live::run(&plane, dir.path(), &mut report, scale.live).await?;
+    }
     report.write(out)
 }
 
@@ -179,7 +203,16 @@ async fn burst(plane: &ControlPlane, dir: &Path, report: &mut Report, count: usi
                 bare_at_once(&theirs, &bare, &prefix, count).await?
             };
         }
-        pairs.push((took[0], took[1]));
+        let [ours, bare] = took;
+        eprintln!(
+            "burst {} of {PAIRS}: exist {:.2} s (bare {:.2} s), have succeeded {:.2} s (bare {:.2} s)",
+            pair + 1,
+            ours.0,
+            bare.0,
+            ours.1,
+            bare.1
+        );
+        pairs.push((ours, bare));
     }
     let of = |pick: fn(&(Took, Took)) -> f64| median(pairs.iter().map(pick).collect());
     let name = format!("{count} events at once");
@@ -266,16 +299,22 @@ async fn killed(plane: &ControlPlane, dir: &Path, report: &mut Report, count: us
 }
 
 impl Driven {
-    /// Waits until it says that it knows all workers and reads events.
+    async fn ask(&self, path: &str) -> anyhow::Result<String> {
+        let mut connection = TcpStream::connect(self.scaler.admin_url().trim_start_matches("http://")).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
+        connection.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// Waits until it leads, knows all workers and reads events.
     async fn ready(&self) -> anyhow::Result<()> {
-        let address = self.scaler.admin_url().trim_start_matches("http://").to_owned();
         let start = Instant::now();
         loop {
-            let mut connection = TcpStream::connect(&address).await?;
-            connection.write_all(b"GET /readyz HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n").await?;
-            let mut answer = String::new();
-            connection.read_to_string(&mut answer).await?;
-            if answer.starts_with("HTTP/1.1 200") {
+            let leads = self.ask("/metrics").await?.contains("\notto_scaler_leader 1\n");
+            let answer = self.ask("/readyz").await?;
+            if leads && answer.starts_with("HTTP/1.1 200") {
                 return Ok(());
             }
             anyhow::ensure!(start.elapsed() < LIMIT, "the scaler does not become ready: {answer}");

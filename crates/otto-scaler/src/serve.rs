@@ -21,7 +21,7 @@ use self::health::Truth;
 use self::lead::{Ground, Leading};
 use crate::config::{Config, DriverKind};
 use crate::driver::Driver;
-use crate::driver::kubernetes::lease::{Elector, Standing};
+use crate::driver::kubernetes::lease::{self, Elector, Standing};
 use crate::driver::kubernetes::{Cluster, KubernetesDriver};
 use crate::driver::process::ProcessDriver;
 use crate::grpc::desk::Role;
@@ -53,7 +53,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let options = config.options()?;
     // Before the addresses: what a killed scaler was just starting holds both for a moment.
     let data_dir = config.data_dir.clone();
-    let _lock = tokio::task::spawn_blocking(move || data_dir::lock(&data_dir)).await??;
+    let mut owned = tokio::task::spawn_blocking(move || data_dir::lock(&data_dir)).await??;
     let grpc_listener = grpc::bind("--grpc-addr", config.grpc_addr)?;
     let admin_listener = grpc::bind("--admin-addr", config.admin_addr)?;
     let (grpc_addr, admin_addr) = (grpc_listener.local_addr()?, admin_listener.local_addr()?);
@@ -66,7 +66,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     metrics.register(&mut admin.registry());
 
     let stop_driver = CancellationToken::new();
-    let (driver, elector) = open_driver(&config, grpc_addr, &stop_driver).await?;
+    let (driver, elector) = open_driver(&config, &mut owned, grpc_addr, &stop_driver).await?;
     let (redis, embedded) = open_store(&config, elector.is_some()).await?;
     let follower_store = redis.as_ref().filter(|_| elector.is_some()).map(|redis| Arc::new(redis.follower_store()));
     let follower_store = follower_store.map(|store| store as Arc<dyn TaskStore>);
@@ -166,7 +166,6 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
                     }
                 }
                 News::Won(name, turn) => {
-                    metrics.leader.set(1);
                     match Leading::start(&config, &ground, Some((name, turn))).await {
                         Ok(started) => {
                             loading = Some(started.loaded.clone());
@@ -182,6 +181,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
                 if let Some(leading) = &leading {
                     role.send_replace(Role::Lead(leading.lead.clone()));
                     vitals.send_replace(Some(leading.vitals.clone()));
+                    metrics.leader.set(1);
                 }
             }
         }
@@ -220,6 +220,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 /// The driver; and a candidate, where another scaler may drive the same workers.
 async fn open_driver(
     config: &Config,
+    owned: &mut data_dir::Owned,
     grpc_addr: std::net::SocketAddr,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Arc<dyn Driver>, Option<Elector>)> {
@@ -232,7 +233,10 @@ async fn open_driver(
         DriverKind::Kubernetes => {
             let (options, timing) = (config.kubernetes(), config.lease.timing()?);
             let cluster = Cluster::connect(&options.settings).await?;
-            let elector = Elector::new(&cluster, timing, config.lease.address(grpc_addr));
+            let name = lease::identity();
+            // A replica that starts again where it was goes on at once, instead of waiting until its Lease runs out.
+            let ended = owned.sign(&name)?;
+            let elector = Elector::new(&cluster, timing, name, ended, config.lease.address(grpc_addr));
             let driver = KubernetesDriver::open(cluster, options, elector.leadership(), stop.clone()).await?;
             Ok((Arc::new(driver), Some(elector)))
         }

@@ -111,6 +111,13 @@ impl Replicas {
         .await
     }
 
+    /// As its metrics tell.
+    async fn says_it_leads(&self, n: usize) -> bool {
+        let metrics = http(&self.scaler(n).admin_url(), "/metrics").await.1;
+        let leads = metrics.lines().find_map(|line| line.strip_prefix("otto_scaler_leader "));
+        leads.unwrap_or_else(|| panic!("no otto_scaler_leader: {metrics}")) == "1"
+    }
+
     async fn pod(&self, what: &str, begins: &str) {
         eventually(what, async || {
             let pods = self.namespace.list_pods().await.unwrap();
@@ -153,14 +160,12 @@ async fn every_replica_serves() {
     let (ready, text) = http(&replicas.scaler(standby).admin_url(), "/readyz").await;
     let holder = replicas.lease().await.unwrap().spec.unwrap().holder_identity.unwrap();
     assert!(ready == 200 && text.contains(&format!("event stream: stands by; {holder} leads")), "{ready} {text}");
-    for (n, leads) in [(leader, 1), (standby, 0)] {
-        let metrics = http(&replicas.scaler(n).admin_url(), "/metrics").await.1;
-        assert!(metrics.lines().any(|line| line == format!("otto_scaler_leader {leads}")), "{metrics}");
-    }
-    eventually("the leader is ready", async || {
-        (http(&replicas.scaler(leader).admin_url(), "/readyz").await.0 == 200).then_some(())
+    eventually("the leader leads and is ready", async || {
+        let ready = http(&replicas.scaler(leader).admin_url(), "/readyz").await.0 == 200;
+        (ready && replicas.says_it_leads(leader).await).then_some(())
     })
     .await;
+    assert!(!replicas.says_it_leads(standby).await);
 
     // A call at the standby; the leader makes the Pods.
     let mut calls = replicas.calls(standby).await;
@@ -287,6 +292,23 @@ async fn a_leader_that_is_killed_is_followed() {
         (ready == 200 && text.contains("stands by")).then_some(())
     })
     .await;
+    replicas.nothing_doubled();
+}
+
+/// A killed leader that starts again in its data directory, as a container does in its Pod, knows that nobody else holds
+/// the Lease that it held: it goes on at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_starts_again_in_its_place_leads_at_once() {
+    let mut replicas = Replicas::start("same-place", 1, true, &LONG).await;
+    replicas.add("before", 1).await;
+    replicas.pod("the first task's Pod", "before-").await;
+    // Twice: the second of them was never the one that the Lease names, had it not led.
+    for task in ["after", "later"] {
+        replicas.all[0].0.process.kill().await.unwrap();
+        replicas.all[0].0.restart().await.unwrap();
+        replicas.add(task, 1).await;
+        replicas.pod("the next task's Pod", &format!("{task}-")).await;
+    }
     replicas.nothing_doubled();
 }
 

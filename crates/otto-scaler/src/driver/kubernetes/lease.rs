@@ -113,14 +113,21 @@ pub(crate) struct Elector {
 }
 
 impl Elector {
-    /// A candidate with a name of its own. `address`: where others reach it.
-    pub(crate) fn new(cluster: &Cluster, timing: Timing, address: Option<String>) -> Self {
-        let me = Peer { name: identity(), address };
+    /// A candidate. `name`: one that no other process has, nor this program after a restart ([`identity`]). `ended`:
+    /// names of candidates that have certainly ended. `address`: where others reach it.
+    pub(crate) fn new(
+        cluster: &Cluster,
+        timing: Timing,
+        name: String,
+        ended: Vec<String>,
+        address: Option<String>,
+    ) -> Self {
+        let me = Peer { name, address };
         Self {
             api: Api::namespaced(cluster.client(), cluster.namespace()),
             namespace: cluster.namespace().to_owned(),
             timing,
-            election: Election::new(me.name.clone(), timing),
+            election: Election::new(me.name.clone(), timing, ended),
             lease: None,
             said: None,
             me,
@@ -452,7 +459,7 @@ fn seen(lease: &Lease) -> Seen {
 }
 
 /// The Pod's name (a Pod's host is named like it), and what tells this process from any other.
-fn identity() -> String {
+pub(crate) fn identity() -> String {
     let pod = std::env::var("POD_NAME").unwrap_or_default();
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name =

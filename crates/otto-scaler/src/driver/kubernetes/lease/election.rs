@@ -115,6 +115,8 @@ pub(super) enum Written {
 pub(super) struct Election {
     me: String,
     timing: Timing,
+    /// Names of processes that have certainly ended.
+    ended: Vec<String>,
     /// As it was seen last, and since when it is like that. Kept when it is deleted: its holder may not know yet.
     seen: Option<(Seen, Nanos)>,
     exists: bool,
@@ -128,9 +130,10 @@ fn after(at: Nanos, time: Duration) -> Nanos {
 }
 
 impl Election {
-    /// `me`: a name that no other process has, nor this one after a restart.
-    pub(super) fn new(me: String, timing: Timing) -> Self {
-        Self { me, timing, seen: None, exists: false, held: None, retry_at: 0 }
+    /// `me`: a name that no other process has, nor this one after a restart. `ended`: names of processes that have
+    /// certainly ended: nobody waits for what they hold.
+    pub(super) fn new(me: String, timing: Timing, ended: Vec<String>) -> Self {
+        Self { me, timing, ended, seen: None, exists: false, held: None, retry_at: 0 }
     }
 
     /// The Lease as it is now (`now`: when the answer was received, or later). `None`: there is none.
@@ -203,11 +206,15 @@ impl Election {
         }
     }
 
+    /// Released; ours by a write whose answer was lost; or a process's that is no more.
+    fn is_free(&self, holder: &str) -> bool {
+        holder.is_empty() || holder == self.me || self.ended.iter().any(|name| name == holder)
+    }
+
     fn stand_by(&self, now: Nanos) -> Step {
         let free = match &self.seen {
             None => 0,
-            // Released; or ours by a write whose answer was lost.
-            Some((seen, _)) if self.exists && (seen.holder.is_empty() || seen.holder == self.me) => 0,
+            Some((seen, _)) if self.exists && self.is_free(&seen.holder) => 0,
             // One that was deleted was not released.
             Some((seen, at)) => after(*at, seen.duration.max(self.timing.lease)),
         };

@@ -19,7 +19,7 @@ fn seen(version: u64, holder: &str) -> Seen {
 }
 
 fn candidate() -> Election {
-    Election::new("me".to_owned(), timing())
+    Election::new("me".to_owned(), timing(), Vec::new())
 }
 
 #[test]
@@ -54,6 +54,18 @@ fn anothers_lease_is_taken_when_it_was_seen_unchanged_for_its_duration() {
     // Its holder goes by a longer duration.
     me.saw(Some(Seen { duration: Duration::from_secs(60), ..seen(4, "other") }), 30 * SECOND);
     assert_eq!(me.next(42 * SECOND), Step::Wait(90 * SECOND));
+}
+
+#[test]
+fn nobody_waits_for_one_that_has_ended() {
+    let mut me = Election::new("me".to_owned(), timing(), vec!["older".to_owned(), "before".to_owned()]);
+    me.saw(Some(seen(1, "other")), 0);
+    assert_eq!(me.next(0), Step::Wait(15 * SECOND));
+    me.saw(Some(seen(2, "before")), SECOND);
+    assert_eq!(me.next(SECOND), Step::Write);
+    // Where it was deleted, nobody knows whose it was since.
+    me.saw(None, 2 * SECOND);
+    assert_eq!(me.next(2 * SECOND), Step::Wait(16 * SECOND));
 }
 
 #[test]
@@ -179,7 +191,7 @@ impl World {
         let mut random = StdRng::seed_from_u64(seed);
         let processes = (0..candidates)
             .map(|n| Process {
-                election: Election::new(format!("p{n}"), timing()),
+                election: Election::new(format!("p{n}"), timing(), Vec::new()),
                 speed: random.random_range(0.98..1.02),
                 offset: random.random_range(0..1_000_000 * SECOND),
                 frozen_until: 0,
@@ -334,7 +346,7 @@ impl World {
             }
             // It ends, and starts again as another.
             Step::Lost(_) => {
-                process.election = Election::new(format!("p{who}"), timing());
+                process.election = Election::new(format!("p{who}"), timing(), Vec::new());
                 self.post(Message::Look { from: who });
             }
         }
