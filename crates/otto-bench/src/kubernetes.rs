@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -181,56 +181,83 @@ async fn single(plane: &ControlPlane, dir: &Path, report: &mut Report) -> anyhow
 }
 
 /// Seconds until all Pods were there, and until all had succeeded.
-type Took = (f64, f64);
+#[derive(Clone, Copy, Default)]
+struct Took {
+    exist: f64,
+    done: f64,
+}
+
+/// Who makes Pods in a burst.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Maker {
+    Scaler,
+    /// The bare client, of Pods as the scaler's: the agent, its volume, and so on.
+    Same,
+    /// The bare client, of Pods as small as they can be.
+    Small,
+}
+
+const MAKERS: [Maker; 3] = [Maker::Scaler, Maker::Same, Maker::Small];
 
 async fn burst(plane: &ControlPlane, dir: &Path, report: &mut Report, count: usize) -> anyhow::Result<()> {
     let (ours, theirs) = (plane.kwok_namespace("burst").await?, plane.kwok_namespace("burst-bare").await?);
     let mut driven = scaler(&ours, dir, "1s", &[]).await?;
     let bare = bare_client(&theirs).await?;
-    let mut pairs: Vec<(Took, Took)> = Vec::new();
-    let mut seconds = 0.0;
-    for pair in 0..PAIRS {
-        let mut took = [(0.0, 0.0); 2];
-        // Whoever is first in one pair is second in the next.
-        for turn in [pair % 2, 1 - pair % 2] {
-            let prefix = format!("burst-{pair}");
-            took[turn] = if turn == 0 {
-                let before = driven.scaler.process.cpu_seconds()?;
-                let took = ours_at_once(&ours, &mut driven, &prefix, count).await?;
-                seconds += driven.scaler.process.cpu_seconds()? - before;
-                took
-            } else {
-                bare_at_once(&theirs, &bare, &prefix, count).await?
+    let same = same_pod(&ours, &theirs, &mut driven).await?;
+    let mut rounds: Vec<[Took; 3]> = Vec::new();
+    let (mut seconds, made_before) = (0.0, requests(&ours)?.get("pods create").copied().unwrap_or_default());
+    for round in 0..PAIRS {
+        let mut took = [Took::default(); 3];
+        // Whoever is first in one round is last in the next.
+        for turn in 0..MAKERS.len() {
+            let turn = (turn + round) % MAKERS.len();
+            let prefix = format!("burst-{round}");
+            took[turn] = match MAKERS[turn] {
+                Maker::Scaler => {
+                    let before = driven.scaler.process.cpu_seconds()?;
+                    let took = ours_at_once(&ours, &mut driven, &prefix, count).await?;
+                    seconds += driven.scaler.process.cpu_seconds()? - before;
+                    took
+                }
+                Maker::Same => {
+                    bare_at_once(&theirs, &bare, count, |n| same.named(&format!("{prefix}-same-{n}"))).await?
+                }
+                Maker::Small => {
+                    bare_at_once(&theirs, &bare, count, |n| bare_pod(&format!("{prefix}-small-{n}"), "1s")).await?
+                }
             };
         }
-        let [ours, bare] = took;
+        let text = |took: Took| format!("{:.2} s, {:.2} s", took.exist, took.done);
         eprintln!(
-            "burst {} of {PAIRS}: exist {:.2} s (bare {:.2} s), have succeeded {:.2} s (bare {:.2} s)",
-            pair + 1,
-            ours.0,
-            bare.0,
-            ours.1,
-            bare.1
+            "burst {} of {PAIRS}: exist and have succeeded after {} (bare client {}; with the smallest Pods {})",
+            round + 1,
+            text(took[0]),
+            text(took[1]),
+            text(took[2])
         );
-        pairs.push((ours, bare));
+        rounds.push(took);
     }
-    let of = |pick: fn(&(Took, Took)) -> f64| median(pairs.iter().map(pick).collect());
+    let of = |pick: fn(&[Took; 3]) -> f64| median(rounds.iter().map(pick).collect());
     let name = format!("{count} events at once");
-    report.row(format!("{name}, all Pods exist"), of(|(ours, _)| ours.0), "s", None);
-    report.row(format!("{name}, all have succeeded"), of(|(ours, _)| ours.1), "s", None);
-    report.row("ceiling: bare client, all Pods exist", of(|(_, bare)| bare.0), "s", None);
-    report.row("ceiling: bare client, all have succeeded", of(|(_, bare)| bare.1), "s", None);
-    let exist = of(|(ours, bare)| ours.0 / bare.0);
+    report.row(format!("{name}, all Pods exist"), of(|took| took[0].exist), "s", None);
+    report.row(format!("{name}, all have succeeded"), of(|took| took[0].done), "s", None);
+    report.row("ceiling: bare client, same Pods, all exist", of(|took| took[1].exist), "s", None);
+    report.row("ceiling: bare client, same Pods, all have succeeded", of(|took| took[1].done), "s", None);
+    report.row("bare client, smallest Pods, all exist", of(|took| took[2].exist), "s", None);
+    report.row("bare client, smallest Pods, all have succeeded", of(|took| took[2].done), "s", None);
+    let exist = of(|took| took[0].exist / took[1].exist);
     report.row("exist, ratio to the bare client", exist, "", Some("≤ 1.2".into()));
-    let done = of(|(ours, bare)| ours.1 / bare.1);
+    let done = of(|took| took[0].done / took[1].done);
     report.row("have succeeded, ratio to the bare client", done, "", Some("≤ 1.15".into()));
+    report.row("exist, ratio to the smallest Pods", of(|took| took[0].exist / took[2].exist), "", None);
+    report.row("have succeeded, ratio to the smallest Pods", of(|took| took[0].done / took[2].done), "", None);
     let thousands = (count * PAIRS) as f64 / 1e3;
     report.row("scaler's CPU per 1,000 Pods", seconds / thousands, "s", Some("≤ 0.8".into()));
     let requests = requests(&ours)?;
     let pods: usize = requests.iter().filter(|(what, _)| what.starts_with("pods")).map(|(_, n)| n).sum();
     report.row(
         "scaler's requests per Pod, watches apart",
-        pods as f64 / (count * PAIRS) as f64,
+        (pods - made_before) as f64 / (count * PAIRS) as f64,
         "",
         Some("≤ 2".into()),
     );
@@ -238,6 +265,46 @@ async fn burst(plane: &ControlPlane, dir: &Path, report: &mut Report, count: usi
         report.row(format!("of these: {what}"), n as f64, "", None);
     }
     Ok(())
+}
+
+/// A Pod as the scaler makes them.
+struct SamePod(Pod);
+
+impl SamePod {
+    fn named(&self, name: &str) -> anyhow::Result<Pod> {
+        let mut pod = self.0.clone();
+        pod.metadata.name = Some(name.to_owned());
+        pod.metadata.labels.get_or_insert_default().insert("ottoscaler.io/task".to_owned(), name.to_owned());
+        Ok(pod)
+    }
+}
+
+/// Lets the scaler make one, and takes away what the API server added.
+async fn same_pod(ours: &Namespace<'_>, theirs: &Namespace<'_>, driven: &mut Driven) -> anyhow::Result<SamePod> {
+    let pods = Pods::watch(ours).await?;
+    add(&mut driven.redis, std::iter::once("the-first".to_owned())).await?;
+    pods.at_least(1, LIMIT).await?;
+    let made = ours.list_pods().await?.into_iter().next().context("the scaler's Pod is gone")?;
+    pods.clear(ours).await?;
+    let mut pod = serde_json::to_value(made)?;
+    let remove = |object: &mut serde_json::Value, names: &[&str]| {
+        let object = object.as_object_mut().into_iter();
+        object.for_each(|object| object.retain(|name, _| !names.contains(&name.as_str())));
+    };
+    remove(&mut pod, &["status"]);
+    let added = ["creationTimestamp", "generation", "managedFields", "namespace", "resourceVersion", "uid"];
+    remove(&mut pod["metadata"], &added);
+    let added = ["dnsPolicy", "nodeName", "preemptionPolicy", "priority", "schedulerName", "serviceAccount"];
+    remove(&mut pod["spec"], &added);
+    remove(&mut pod["spec"], &["serviceAccountName", "tolerations"]);
+    for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
+        remove(container, &["imagePullPolicy", "terminationMessagePath"]);
+    }
+    // An owner that is not there would be the end of it.
+    let anchor = serde_json::from_value(json!({"metadata": {"name": "ottoscaler-anchor"}}))?;
+    let anchor = theirs.api::<ConfigMap>().create(&PostParams::default(), &anchor).await?;
+    pod["metadata"]["ownerReferences"][0]["uid"] = json!(anchor.metadata.uid);
+    Ok(SamePod(serde_json::from_value(pod)?))
 }
 
 /// Requests in a namespace by what they were, watches and dry runs apart.
@@ -265,11 +332,16 @@ async fn ours_at_once(
     Ok(took)
 }
 
-async fn bare_at_once(namespace: &Namespace<'_>, api: &Api<Pod>, prefix: &str, count: usize) -> anyhow::Result<Took> {
+async fn bare_at_once(
+    namespace: &Namespace<'_>,
+    api: &Api<Pod>,
+    count: usize,
+    make: impl Fn(usize) -> anyhow::Result<Pod>,
+) -> anyhow::Result<Took> {
     let pods = Pods::watch(namespace).await?;
-    let sent = Instant::now();
+    let (sent, make) = (Instant::now(), &make);
     let creations = stream::iter(0..count).map(|n| async move {
-        let pod = bare_pod(&format!("{prefix}-{n}"), "1s")?;
+        let pod = make(n)?;
         api.create(&PostParams::default(), &pod).await?;
         anyhow::Ok(())
     });

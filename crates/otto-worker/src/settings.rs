@@ -114,6 +114,10 @@ pub(crate) struct Start {
     #[arg(long, env = "OTTO_ALLOW_PRIVILEGE_ESCALATION", value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub(crate) allow_privilege_escalation: bool,
 
+    /// A variable of the job's environment, over one of that name which the agent has; may be repeated.
+    #[arg(long, env = "OTTO_SET_ENV", value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub(crate) set_env: Vec<(String, String)>,
+
     /// What to run.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -316,6 +320,14 @@ fn parse_id(text: &str) -> Result<String, String> {
 fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("no `=`; a label is KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("no `=`; a variable is NAME=VALUE")?;
+    if name.is_empty() {
+        return Err("no name; a variable is NAME=VALUE".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn parse_spool_bytes(text: &str) -> Result<ByteSize, String> {

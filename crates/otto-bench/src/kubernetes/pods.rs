@@ -13,6 +13,8 @@ use otto_testkit::Namespace;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::Took;
+
 #[derive(Default)]
 struct Seen {
     /// By the Pod's own id, which is never used again.
@@ -94,10 +96,11 @@ impl Pods {
     }
 
     /// Seconds since `sent` until the last of so many was there, and had succeeded.
-    pub(super) async fn all(&self, sent: Instant, count: usize, limit: Duration) -> anyhow::Result<(f64, f64)> {
+    pub(super) async fn all(&self, sent: Instant, count: usize, limit: Duration) -> anyhow::Result<Took> {
         self.until(limit, |seen| {
             let (created, succeeded) = (seen.last_created?, seen.last_succeeded?);
-            (seen.succeeded >= count).then(|| ((created - sent).as_secs_f64(), (succeeded - sent).as_secs_f64()))
+            (seen.succeeded >= count)
+                .then(|| Took { exist: (created - sent).as_secs_f64(), done: (succeeded - sent).as_secs_f64() })
         })
         .await
     }

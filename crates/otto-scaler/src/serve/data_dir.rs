@@ -36,7 +36,8 @@ impl Owned {
             let known = String::from_utf8_lossy(&text);
             let names: Vec<String> = known.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
             let last = names[names.len().saturating_sub(NAMES)..].to_vec();
-            let lines = last.iter().map(String::as_str).chain([name]).fold(String::new(), |all, name| all + name + "\n");
+            let lines =
+                last.iter().map(String::as_str).chain([name]).fold(String::new(), |all, name| all + name + "\n");
             self.file.rewind()?;
             self.file.set_len(0)?;
             self.file.write_all(lines.as_bytes())?;

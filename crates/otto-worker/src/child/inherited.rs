@@ -33,6 +33,14 @@ impl Inherited {
         Inherited { environment, umask: rustix::process::umask(access::UMASK) }
     }
 
+    /// Sets variables.
+    pub(crate) fn set(&mut self, variables: &[(String, String)]) {
+        for (name, value) in variables {
+            self.environment.retain(|(other, _)| other.as_os_str() != OsStr::new(name));
+            self.environment.push((name.into(), value.into()));
+        }
+    }
+
     /// A variable.
     pub(crate) fn var(&self, name: &str) -> Option<&OsStr> {
         self.environment.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_os_str())
@@ -91,6 +99,10 @@ mod tests {
         let job = inherited.for_job(&[("A", "c"), ("OTTO_JOB_TASK_ID", "t")]);
         let names: Vec<_> = job.iter().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
         assert_eq!(names, ["PATH=/bin", "OTTO_JOB_REASON=r", "OTTOX=1", "A=c", "OTTO_JOB_TASK_ID=t"]);
+        let mut inherited = inherited;
+        inherited.set(&[("OTTO_JOB_REASON".into(), "s=1".into()), ("PATH".into(), String::new())]);
+        assert_eq!(inherited.var("OTTO_JOB_REASON"), Some(OsStr::new("s=1")));
+        assert_eq!(inherited.for_job(&[]).iter().filter(|(name, _)| name == "PATH").count(), 1);
         assert_eq!(inherited.var("A"), Some(OsStr::new("b")));
     }
 

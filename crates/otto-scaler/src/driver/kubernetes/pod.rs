@@ -139,6 +139,7 @@ impl PodMaker {
                 Some(Slot::JobArgs) => array(&mut pod, |pod| {
                     splice(pod, &shape.job_args);
                     worker_flags(pod, key, &name);
+                    job_flags(pod, shape, launch);
                     if spec.timeout_seconds > 0 {
                         item(pod, &format!("--timeout={}s", spec.timeout_seconds));
                     }
@@ -183,23 +184,43 @@ fn whole_seconds(time: std::time::Duration) -> u64 {
     time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).min(u32::MAX.into())
 }
 
-/// Environment of the job: ours first, so that the template's variables can refer to it, then the template's, then the
-/// event's, which win.
+/// What the job is told about itself and its event, as `OTTO_JOB_…`, besides its ids. Though it is empty, so that a script
+/// with `set -u` can read them all.
+fn told(launch: &Launch, mut tell: impl FnMut(&str, &str)) {
+    let Launch { key, spec, .. } = launch;
+    tell("INDEX", &key.index.to_string());
+    tell("ATTEMPT", &key.attempt.to_string());
+    tell("REPOSITORY", &spec.repository);
+    tell("COMMIT_SHA", &spec.commit_sha);
+    tell("TRIGGERED_BY", &spec.triggered_by);
+    tell("REASON", &spec.reason);
+    tell("TIMESTAMP", &spec.timestamp);
+}
+
+/// The agent gives it to the job. As variables of the container it would be most of the Pod: the API server keeps a record
+/// of every field of each variable (`managedFields`), and none of single arguments.
+fn job_flags(pod: &mut Vec<u8>, shape: &Shape, launch: &Launch) {
+    if shape.env.named_by_template {
+        return;
+    }
+    told(launch, |name, value| item(pod, &format!("--set-env=OTTO_JOB_{name}={}", literal(value))));
+    if let Some(traceparent) = &launch.traceparent {
+        item(pod, &format!("--traceparent={}", literal(traceparent)));
+    }
+}
+
+/// Environment of the job's container: ours first, if the template's variables or hooks use it, then the template's, then
+/// the event's, which win.
 fn job_env(pod: &mut Vec<u8>, shape: &Shape, launch: &Launch, name: &str) {
     let Launch { key, spec, traceparent } = launch;
-    let mut ours = |name: &str, value: &str| variable(pod, &["OTTO_JOB_", name], value);
-    // Set though empty, so that a script with `set -u` can read them all.
-    ours("TASK_ID", &key.task_id);
-    ours("WORKER_ID", name);
-    ours("INDEX", &key.index.to_string());
-    ours("ATTEMPT", &key.attempt.to_string());
-    ours("REPOSITORY", &spec.repository);
-    ours("COMMIT_SHA", &spec.commit_sha);
-    ours("TRIGGERED_BY", &spec.triggered_by);
-    ours("REASON", &spec.reason);
-    ours("TIMESTAMP", &spec.timestamp);
-    if let Some(traceparent) = traceparent {
-        variable(pod, &["TRACEPARENT"], traceparent);
+    if shape.env.named_by_template {
+        let mut ours = |name: &str, value: &str| variable(pod, &["OTTO_JOB_", name], value);
+        ours("TASK_ID", &key.task_id);
+        ours("WORKER_ID", name);
+        told(launch, ours);
+        if let Some(traceparent) = traceparent {
+            variable(pod, &["TRACEPARENT"], traceparent);
+        }
     }
     let ours = |name: &str| name.starts_with("OTTO_") || (name == "TRACEPARENT" && traceparent.is_some());
     shape.env.write(pod, |name| !ours(name) && spec.env.contains_key(name));

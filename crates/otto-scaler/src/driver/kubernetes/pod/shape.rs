@@ -81,6 +81,8 @@ pub(super) struct Env {
     variables: Vec<(String, Vec<u8>)>,
     /// Names of those which are meant for the agent alone.
     agent: BTreeSet<String>,
+    /// What the scaler tells a job by name is used in the job's container: in a variable's value, or in a hook.
+    pub(super) named_by_template: bool,
     /// All of it, for events that set none of these.
     all: Vec<u8>,
 }
@@ -305,11 +307,14 @@ impl Shape {
         env.extend(telemetry.map(|(name, value)| json!({ "name": name, "value": literal(value) })));
         prepend(&mut agent, "env", env);
         prepend(&mut agent, "volumeMounts", mounts.clone());
+        same_as_pod(&mut agent, spec);
 
         job.insert("image".into(), slot("image"));
         job.insert("command".into(), json!([format!("{program}/otto-worker")]));
         job.insert("args".into(), slot("job-args"));
-        let env = Env::new(common, &node, job.remove("env"));
+        let named_by_template =
+            ["OTTO_JOB_", "TRACEPARENT"].iter().any(|name| Value::from(job.clone()).to_string().contains(name));
+        let env = Env { named_by_template, ..Env::new(common, &node, job.remove("env")) };
         job.insert("env".into(), slot("job-env"));
         prepend(&mut job, "volumeMounts", mounts);
         may_gain_privileges(&mut job);
@@ -417,6 +422,17 @@ impl Env {
         // The agent removes these from the job's environment, and takes no others for itself.
         let agent: Vec<&str> = self.agent.iter().map(String::as_str).filter(|name| !by_event(name)).collect();
         variable(json, &[AGENT_ENV], &agent.join(","));
+    }
+}
+
+/// Takes away what a container has of its Pod anyway.
+fn same_as_pod(container: &mut Map<String, Value>, spec: &Map<String, Value>) {
+    let profile = |context: Option<&Value>| context.and_then(|context| context.get("seccompProfile")).cloned();
+    let Some(of_pod) = profile(spec.get("securityContext")) else { return };
+    if profile(container.get("securityContext")) == Some(of_pod)
+        && let Some(Value::Object(context)) = container.get_mut("securityContext")
+    {
+        context.remove("seccompProfile");
     }
 }
 
