@@ -2,7 +2,7 @@
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `RUST_LOG` | which messages are written (`info` by default); syntax of [`tracing_subscriber::EnvFilter`] |
+//! | `RUST_LOG` | which messages are written (`info` by default); levels by target: `debug`, `otto_scaler=debug,info` ([`Targets`]) |
 //! | `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` | OTLP over gRPC; nothing is exported without one of them |
 //! | `OTEL_SDK_DISABLED=true` | nothing is exported |
 //! | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`, `OTEL_EXPORTER_OTLP_HEADERS`, … | as the OpenTelemetry specification says |
@@ -17,10 +17,10 @@ use crate::settings::{Common, LogFormat};
 use anyhow::Context as _;
 use std::io::IsTerminal as _;
 use tracing::Span;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Filter, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, Registry};
+use tracing_subscriber::{Layer as _, Registry};
 
 /// Keeps telemetry running. Dropping it loses what was not exported yet, without waiting.
 #[must_use = "spans are lost unless the guard is shut down"]
@@ -48,7 +48,7 @@ impl Guard {
 pub fn init(service: &'static str, common: &Common) -> anyhow::Result<Guard> {
     // Without RUST_LOG a plain level does, which costs less than a filter at every span.
     let filter: Box<dyn Filter<Registry> + Send + Sync> = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => Box::new(EnvFilter::try_new(&text).with_context(|| {
+        Ok(text) if !text.is_empty() => Box::new(text.parse::<Targets>().with_context(|| {
             format!("RUST_LOG={text:?} is no filter; examples: info, debug, otto_scaler=debug,info")
         })?),
         _ => Box::new(LevelFilter::INFO),
