@@ -31,6 +31,25 @@ pub(crate) struct SinkLabel {
     pub(crate) sink: &'static str,
 }
 
+/// Two labels: what was asked, and the answer's status code, or `error` if there was none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabel {
+    method: String,
+    code: String,
+}
+
+/// Requests to the Kubernetes API server, by method and status code.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ApiRequests(Family<RequestLabel, Counter>);
+
+impl ApiRequests {
+    /// Counts one. `status`: `None` if there was no answer.
+    pub(crate) fn answered(&self, method: &http::Method, status: Option<http::StatusCode>) {
+        let code = status.map_or_else(|| "error".to_owned(), |status| status.as_str().to_owned());
+        self.0.get_or_create(&RequestLabel { method: method.to_string(), code }).inc();
+    }
+}
+
 /// Cheap to clone: every metric shares its value.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -52,6 +71,8 @@ pub(crate) struct Metrics {
     pub(crate) driver_errors: Counter,
     /// Calls to the task store that failed and are made again.
     pub(crate) store_errors: Counter,
+    /// Requests to the Kubernetes API server.
+    pub(crate) api_requests: ApiRequests,
     /// Worker events that did not fit the queue of a sink (they are derived from the records again later).
     pub(crate) worker_events_overflowed: Family<SinkLabel, Counter>,
     /// Worker events taken by a sink.
@@ -70,6 +91,7 @@ impl Default for Metrics {
             retries: Family::default(),
             driver_errors: Counter::default(),
             store_errors: Counter::default(),
+            api_requests: ApiRequests::default(),
             worker_events_overflowed: Family::default(),
             worker_events_sent: Family::default(),
         }
@@ -99,6 +121,11 @@ impl Metrics {
         registry.register("retries", "Attempts that are tried again, by the failure's class", self.retries.clone());
         registry.register("driver_errors", "Driver calls that failed", self.driver_errors.clone());
         registry.register("store_errors", "Task store calls that failed", self.store_errors.clone());
+        registry.register(
+            "kubernetes_requests",
+            "Requests to the Kubernetes API server, by method and status code (`error`: no answer)",
+            self.api_requests.0.clone(),
+        );
         registry.register(
             "worker_events_overflowed",
             "Worker events that did not fit a sink's queue",

@@ -66,7 +66,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     metrics.register(&mut admin.registry());
 
     let stop_driver = CancellationToken::new();
-    let (driver, elector) = open_driver(&config, &mut owned, grpc_addr, &stop_driver).await?;
+    let (driver, elector) = open_driver(&config, &mut owned, &metrics, grpc_addr, &stop_driver).await?;
     let (redis, embedded) = open_store(&config, elector.is_some()).await?;
     let follower_store = redis.as_ref().filter(|_| elector.is_some()).map(|redis| Arc::new(redis.follower_store()));
     let follower_store = follower_store.map(|store| store as Arc<dyn TaskStore>);
@@ -221,6 +221,7 @@ pub(crate) async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 async fn open_driver(
     config: &Config,
     owned: &mut data_dir::Owned,
+    metrics: &Metrics,
     grpc_addr: std::net::SocketAddr,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Arc<dyn Driver>, Option<Elector>)> {
@@ -232,7 +233,7 @@ async fn open_driver(
         }
         DriverKind::Kubernetes => {
             let (options, timing) = (config.kubernetes(), config.lease.timing()?);
-            let cluster = Cluster::connect(&options.settings).await?;
+            let cluster = Cluster::connect(&options.settings, metrics.api_requests.clone()).await?;
             let name = lease::identity();
             // A replica that starts again where it was goes on at once, instead of waiting until its Lease runs out.
             let ended = owned.sign(&name)?;

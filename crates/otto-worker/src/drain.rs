@@ -1,11 +1,14 @@
 //! The `drain` command: sends what agents left in a spool directory.
 
 mod agent;
+mod beside;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub(crate) use beside::is_there as is_beside;
 
 use anyhow::{Context, bail};
 use otto_proto::v1::FinishRun;
@@ -69,6 +72,13 @@ async fn after_agent(
 ) -> anyhow::Result<ExitCode> {
     let path = settings.run.run_dir.as_deref();
     let path = path.context("drain --wait needs --run-dir DIR: where the job's agent will be")?;
+    let _here = beside::announce(path)
+        .inspect_err(|error| {
+            tracing::warn!(
+                "the job's agent cannot be told that one waits beside it ({error}): it will send all itself"
+            );
+        })
+        .ok();
     let told = match agent::gone(path, signals).await? {
         agent::Waited::Never => {
             tracing::info!("told to end before the job's agent came: there is nothing to send");

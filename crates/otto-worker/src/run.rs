@@ -146,7 +146,8 @@ async fn run_in_span(
     let unwritten = run_dir.as_ref().filter(|dir| !noted(dir, &exit));
     exit.tell(start.exit_file.as_deref());
     finish_log(&exit, captured);
-    let patience = Patience::of_sender(settings.drain_timeout(), end_by.map(|at| before(at, settings.grace)));
+    let patience =
+        Patience::of_sender(settings.sending_timeout(start.hand_over), end_by.map(|at| before(at, settings.grace)));
     let rest = drain(&mut deliveries, settings, &plan, run_dir.as_ref(), patience, signals);
     match unwritten {
         Some(dir) => {
@@ -273,7 +274,7 @@ async fn resume(
             }
             None => keep_leftovers(&mut deliveries, &plan.spool_dir, &ending)?,
         }
-        let patience = Patience::of_sender(settings.drain_timeout(), None);
+        let patience = Patience::of_sender(settings.sending_timeout(start.hand_over), None);
         drain(&mut deliveries, settings, plan, Some(dir), patience, signals).await;
     }
     Ok(code(ended.exit_code))

@@ -110,6 +110,11 @@ pub(crate) struct Start {
     #[arg(long, env = "OTTO_EXIT_FILE", value_name = "FILE")]
     pub(crate) exit_file: Option<PathBuf>,
 
+    /// When the job has ended and the log server acknowledges nothing for so long, the rest is left to the `drain --wait`
+    /// that waits on the same --run-dir in another container. Where none waits, --drain-timeout holds.
+    #[arg(long, env = "OTTO_HAND_OVER", value_name = "DURATION", value_parser = parse_duration, requires = "run_dir")]
+    pub(crate) hand_over: Option<Duration>,
+
     /// Let programs of the job gain privileges (sudo and other setuid programs), where the agent could.
     #[arg(long, env = "OTTO_ALLOW_PRIVILEGE_ESCALATION", value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub(crate) allow_privilege_escalation: bool,
@@ -256,6 +261,19 @@ impl Run {
     /// How long to wait for a log server that acknowledges nothing.
     pub(crate) fn drain_timeout(&self) -> Duration {
         self.upload.drain_timeout.unwrap_or(DRAIN_TIMEOUT)
+    }
+
+    /// The same when the job has ended. `hand_over`: if a drainer waits beside this agent.
+    pub(crate) fn sending_timeout(&self, hand_over: Option<Duration>) -> Duration {
+        let timeout = self.drain_timeout();
+        let (Some(hand_over), Some(dir)) = (hand_over, self.run_dir.as_deref()) else { return timeout };
+        if crate::drain::is_beside(dir) {
+            return hand_over.min(timeout);
+        }
+        tracing::warn!(
+            "no drainer waits beside this agent: it stays until all is sent, for up to {timeout:?} of silence"
+        );
+        timeout
     }
 
     /// How long the job may run; zero is for ever.

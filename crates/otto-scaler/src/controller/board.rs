@@ -16,6 +16,21 @@ struct Tasks {
     live: BTreeSet<Position>,
 }
 
+impl Tasks {
+    fn move_to(&mut self, before: Option<&Record>, record: &Record) {
+        if let Some(before) = before {
+            let position = (before.created_at, before.task_id.clone());
+            self.by_age.remove(&position);
+            self.live.remove(&position);
+        }
+        let position = (record.created_at, record.task_id.clone());
+        if !record.phase.is_terminal() {
+            self.live.insert(position.clone());
+        }
+        self.by_age.insert(position);
+    }
+}
+
 /// Locks are held for the time of a look-up or of one page.
 #[derive(Debug)]
 pub(crate) struct Board {
@@ -35,21 +50,11 @@ impl Board {
     /// Shows a task as it is now.
     pub(crate) fn show(&self, record: Arc<Record>) {
         let mut tasks = self.tasks.write().unwrap_or_else(PoisonError::into_inner);
-        let position = (record.created_at, record.task_id.clone());
-        let live = !record.phase.is_terminal();
         let before = tasks.by_id.insert(record.task_id.clone(), Arc::clone(&record));
-        if let Some(before) = &before
-            && before.created_at != record.created_at
-        {
-            tasks.by_age.remove(&(before.created_at, before.task_id.clone()));
-            tasks.live.remove(&(before.created_at, before.task_id.clone()));
+        let place = |record: &Record| (record.created_at, !record.phase.is_terminal());
+        if before.as_deref().map(place) != Some(place(&record)) {
+            tasks.move_to(before.as_deref(), &record);
         }
-        if live {
-            tasks.live.insert(position.clone());
-        } else {
-            tasks.live.remove(&position);
-        }
-        tasks.by_age.insert(position);
         self.metrics.live_tasks.set(i64::try_from(tasks.live.len()).unwrap_or(i64::MAX));
         drop(tasks);
         self.count(before.as_deref(), Some(&record));

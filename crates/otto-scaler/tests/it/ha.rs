@@ -166,6 +166,9 @@ async fn every_replica_serves() {
     })
     .await;
     assert!(!replicas.says_it_leads(standby).await);
+    let metrics = http(&replicas.scaler(leader).admin_url(), "/metrics").await.1;
+    let taken = r#"otto_scaler_kubernetes_requests_total{method="POST",code="201"}"#;
+    assert!(metrics.contains(taken), "{metrics}");
 
     // A call at the standby; the leader makes the Pods.
     let mut calls = replicas.calls(standby).await;
@@ -301,13 +304,13 @@ async fn a_leader_that_is_killed_is_followed() {
 async fn a_leader_that_starts_again_in_its_place_leads_at_once() {
     let mut replicas = Replicas::start("same-place", 1, true, &LONG).await;
     replicas.add("before", 1).await;
-    replicas.pod("the first task's Pod", "before-").await;
+    replicas.pod("the first task's Pod", "otto-before-").await;
     // Twice: the second of them was never the one that the Lease names, had it not led.
     for task in ["after", "later"] {
         replicas.all[0].0.process.kill().await.unwrap();
         replicas.all[0].0.restart().await.unwrap();
         replicas.add(task, 1).await;
-        replicas.pod("the next task's Pod", &format!("{task}-")).await;
+        replicas.pod("the next task's Pod", &format!("otto-{task}-")).await;
     }
     replicas.nothing_doubled();
 }

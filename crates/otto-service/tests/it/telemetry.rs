@@ -148,7 +148,8 @@ async fn messages_are_filtered_by_rust_log_and_are_json_when_nobody_reads_them_o
         assert!(ok, "{stderr}");
         assert_eq!(stderr.contains("said within the span"), written, "{filter}: {stderr}");
     }
-    let (ok, stderr) = run(Program::start("telemetry::program_that_calls_itself", &[("RUST_LOG", "otto_test=loud")])).await;
+    let (ok, stderr) =
+        run(Program::start("telemetry::program_that_calls_itself", &[("RUST_LOG", "otto_test=loud")])).await;
     assert!(!ok && stderr.contains("RUST_LOG"), "{stderr}");
 
     let (ok, stderr) = run(Program::start("telemetry::program_that_calls_itself", &[("RUST_LOG", "info")])).await;

@@ -41,7 +41,9 @@ impl Setup {
     /// As in a Pod: the run directory is in a volume, and so is the spool.
     pub(crate) fn in_pod(log_server: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let run = dir.path().join("otto/run");
+        let volume = dir.path().join("otto");
+        std::fs::create_dir(&volume).unwrap();
+        let run = volume.join("run");
         let spool = run.join("spool");
         Self::with(dir, spool).flags(&["--run-dir", &run.display().to_string(), "--log-server", log_server])
     }

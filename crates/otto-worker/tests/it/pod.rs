@@ -223,6 +223,42 @@ async fn a_drainer_sends_what_an_agent_gave_up_to_send() {
 }
 
 #[tokio::test]
+async fn an_agent_leaves_the_rest_to_a_drainer_only_where_one_lives() {
+    for killed in [false, true] {
+        let mut server = Server::absent().await;
+        let setup = Setup::in_pod(&server.url()).run_flags(&["--hand-over", "50ms"]);
+        let mut drainer = setup.start_drainer();
+        settled(&drainer).await;
+        let go = setup.path("go");
+        let script = format!("seq 1000; while [ ! -e {} ]; do sleep 0.01; done; exit 6", go.display());
+        let mut agent = setup.start_script(&script);
+        if killed {
+            drainer.signal(Signal::KILL);
+            let _ = drainer.output().await;
+            fs::write(&go, "").unwrap();
+            eventually("the end is noted", || setup.run_dir().join("exit.json").exists().then_some(())).await;
+            // Longer than it would wait with a drainer.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            agent.assert_lives();
+            server.appear().await;
+            let output = agent.output().await;
+            assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
+            assert!(stderr(&output).contains("no drainer waits"), "{}", stderr(&output));
+        } else {
+            fs::write(&go, "").unwrap();
+            assert_eq!(agent.output().await.status.code(), Some(6));
+            drainer.assert_lives();
+            server.appear().await;
+            let output = drainer.output().await;
+            assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        }
+        let run = server.complete().await;
+        assert_eq!((run.messages(), run.finish.unwrap().exit_code), (numbers(1000), Some(6)));
+        setup.assert_spool_is_empty();
+    }
+}
+
+#[tokio::test]
 async fn a_drainer_speaks_for_an_agent_that_was_killed_in_the_middle() {
     for killed_before_it_began in [false, true] {
         let faults = Faults { cuts: vec![2, 5], ack_delay: Duration::from_millis(5), ..Faults::default() };

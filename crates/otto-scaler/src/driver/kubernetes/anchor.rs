@@ -22,6 +22,15 @@ pub(super) struct Anchor {
     making: Semaphore,
 }
 
+/// A list of the anchor that is under way.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// It held the anchor.
+    found: bool,
+    /// What was known when it began: one that was made meanwhile may not be in it.
+    before: Option<Arc<str>>,
+}
+
 impl Anchor {
     pub(super) fn new() -> Self {
         Self { uid: Mutex::default(), making: Semaphore::new(1) }
@@ -33,14 +42,14 @@ impl Anchor {
     }
 
     /// What a feed of [`Anchor::selection`] tells. One that is being deleted is none: what it owns will be collected.
-    pub(super) fn follow(&self, event: Event, listed: &mut bool) {
+    pub(super) fn follow(&self, event: Event, look: &mut Look) {
         match event {
-            Event::Listing => *listed = false,
+            Event::Listing => *look = Look { found: false, before: self.known() },
             Event::Listed(object) | Event::Applied(object) => {
-                *listed = true;
+                look.found = true;
                 self.set(alive(&object.metadata));
             }
-            Event::Synced if !*listed => self.set(None),
+            Event::Synced if !look.found && self.known() == look.before => self.set(None),
             Event::Synced | Event::Well => {}
             Event::Deleted(object) => {
                 let mut uid = self.uid.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,4 +133,22 @@ impl Anchor {
 
 fn alive(metadata: &SeenMetadata) -> Option<Arc<str>> {
     metadata.uid.as_deref().filter(|_| metadata.deletion_timestamp.is_none()).map(Arc::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_from_before_its_creation_does_not_take_it_away() {
+        let (anchor, mut look) = (Anchor::new(), Look::default());
+        anchor.follow(Event::Listing, &mut look);
+        anchor.set(Some("made".into()));
+        anchor.follow(Event::Synced, &mut look);
+        assert!(anchor.is_known());
+        // The next one does not hold it either: it is gone.
+        anchor.follow(Event::Listing, &mut look);
+        anchor.follow(Event::Synced, &mut look);
+        assert!(!anchor.is_known());
+    }
 }

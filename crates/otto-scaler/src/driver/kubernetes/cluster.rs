@@ -19,11 +19,14 @@ use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 
+use self::counted::CountLayer;
 use super::errors::Failure;
 use super::pause::Pause;
 use super::settings::Settings;
 use crate::leadership::Leadership;
+use crate::metrics::ApiRequests;
 
+mod counted;
 mod proxy;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,7 +67,7 @@ impl Cluster {
     ///
     /// # Errors
     /// If there is no usable configuration; names what was looked at.
-    pub(crate) async fn connect(settings: &Settings) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(settings: &Settings, requests: ApiRequests) -> anyhow::Result<Self> {
         let config = if std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()) {
             let config = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
             config.context("the kubeconfig named by KUBECONFIG cannot be used")?
@@ -74,14 +77,14 @@ impl Cluster {
                 "--driver kubernetes: there is neither a kubeconfig (KUBECONFIG, ~/.kube/config) nor the service account of a Pod",
             )?
         };
-        Self::of(config, settings)
+        Self::of(config, settings, requests)
     }
 
     /// By a configuration.
     ///
     /// # Errors
     /// Names the setting at fault, or what the configuration refers to.
-    pub(super) fn of(mut config: Config, settings: &Settings) -> anyhow::Result<Self> {
+    pub(super) fn of(mut config: Config, settings: &Settings, requests: ApiRequests) -> anyhow::Result<Self> {
         if let Some(namespace) = &settings.namespace {
             anyhow::ensure!(
                 is_label(namespace),
@@ -92,7 +95,7 @@ impl Cluster {
         let namespace = Arc::from(config.default_namespace.as_str());
         let url = Arc::from(config.cluster_url.to_string().trim_end_matches('/'));
         let pause = Arc::new(Pause::default());
-        let client = client(config, Arc::clone(&pause)).context("the client of the API server")?;
+        let client = client(config, Arc::clone(&pause), requests).context("the client of the API server")?;
         Ok(Self { client, namespace, url, pause })
     }
 
@@ -200,7 +203,7 @@ pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
-fn client(mut config: Config, pause: Arc<Pause>) -> anyhow::Result<Client> {
+fn client(mut config: Config, pause: Arc<Pause>, requests: ApiRequests) -> anyhow::Result<Client> {
     let agent = HeaderValue::from_static(concat!("otto-scaler/", env!("CARGO_PKG_VERSION")));
     config.headers.push((USER_AGENT, agent));
     config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -216,7 +219,8 @@ fn client(mut config: Config, pause: Arc<Pause>) -> anyhow::Result<Client> {
             pause.note(response.status(), response.headers());
             response
         });
-        return Ok(ClientBuilder::try_from(config)?.with_layer(&layer).build());
+        let layers = tower::ServiceBuilder::new().layer(layer).layer(CountLayer(requests));
+        return Ok(ClientBuilder::try_from(config)?.with_layer(&layers).build());
     }
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
@@ -240,6 +244,7 @@ fn client(mut config: Config, pause: Arc<Pause>) -> anyhow::Result<Client> {
             response
         })
         .map_err(tower::BoxError::from)
+        .layer(CountLayer(requests))
         .service(client);
     Ok(Client::new(service, config.default_namespace))
 }

@@ -33,6 +33,12 @@ const DID_WELL: Duration = Duration::from_secs(5);
 /// Longest line of a watch, in bytes. Objects are at most 3 MiB.
 const LONGEST_LINE: usize = 16 << 20;
 
+/// With so many changes within [`SPAN`] there is a burst,
+const BURST: u32 = 20;
+const SPAN: Duration = Duration::from_millis(100);
+/// and what the server sends is taken every so often: many small looks cost more than what is in them.
+const REST: Duration = Duration::from_millis(5);
+
 /// What is followed.
 #[derive(Clone, Debug)]
 pub(super) struct Selection {
@@ -298,7 +304,11 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
     }
 
     async fn read(&mut self, lines: &mut Lines, version: &mut String) -> End {
+        let mut pace = Pace::default();
         loop {
+            if lines.has_none() && pace.is_burst() {
+                tokio::time::sleep(REST).await;
+            }
             let line = match tokio::time::timeout(SILENCE, lines.next()).await {
                 Ok(Ok(Some(line))) => line,
                 Ok(Ok(None)) | Err(_) => return End::Closed,
@@ -312,12 +322,40 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
                 *version = new;
             }
             self.well();
+            pace.count();
             match kind {
                 Kind::Added | Kind::Modified => (self.each)(Event::Applied(object)),
                 Kind::Deleted => (self.each)(Event::Deleted(object)),
                 Kind::Bookmark => {}
             }
         }
+    }
+}
+
+/// How many changes came lately.
+struct Pace {
+    since: Instant,
+    changes: u32,
+    burst: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { since: Instant::now(), changes: 0, burst: false }
+    }
+}
+
+impl Pace {
+    fn count(&mut self) {
+        self.changes += 1;
+    }
+
+    fn is_burst(&mut self) -> bool {
+        let span = self.since.elapsed();
+        if span >= SPAN {
+            *self = Self { burst: self.changes >= BURST && span < 2 * SPAN, ..Self::default() };
+        }
+        self.burst
     }
 }
 
@@ -374,6 +412,10 @@ impl Splitter {
         self.buffer.extend_from_slice(data);
     }
 
+    fn has_line(&self) -> bool {
+        memchr::memchr(b'\n', &self.buffer[self.looked..]).is_some()
+    }
+
     /// The next complete line, with its end.
     fn next(&mut self) -> Option<BytesMut> {
         let Some(at) = memchr::memchr(b'\n', &self.buffer[self.looked..]) else {
@@ -395,6 +437,11 @@ struct Lines {
 impl Lines {
     fn new(body: Body) -> Self {
         Self { body, splitter: Splitter::default() }
+    }
+
+    /// Whether the next line is still to be received.
+    fn has_none(&self) -> bool {
+        !self.splitter.has_line()
     }
 
     /// The next line. `None`: the body has ended (an incomplete line is worth nothing). Cancel-safe.

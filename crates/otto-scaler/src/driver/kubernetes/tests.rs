@@ -39,7 +39,7 @@ fn options(more: &[&str]) -> Options {
 async fn cluster(kubeconfig: &Path) -> Cluster {
     let file = Kubeconfig::read_from(kubeconfig).unwrap();
     let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    Cluster::of(config, &options(&[]).settings).unwrap()
+    Cluster::of(config, &options(&[]).settings, Default::default()).unwrap()
 }
 
 /// A driver and what it tells.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::anchor::Anchor;
+use super::anchor::{Anchor, Look};
 use super::feed::{Event, Feed, Selection, encoded};
 use super::names::{MANAGED_BY_LABEL, NAME_LABEL};
 use super::preflight::{self, Checked};
@@ -72,8 +72,8 @@ async fn pods(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn anchor(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut listed = false;
-    let each = |event| shared.anchor.follow(event, &mut listed);
+    let mut look = Look::default();
+    let each = |event| shared.anchor.follow(event, &mut look);
     Feed::new(&shared.cluster, Anchor::selection(), each).run(stop).await;
 }
 

@@ -25,7 +25,7 @@ const BESIDE_SPOOL: u64 = 128 << 20;
 /// Seconds that a Pod which is told to stop gets to send the rest of its log, after the job's own grace.
 const FLUSH: u64 = 30;
 /// How long the job's container waits, when the job has ended, for a log server that takes nothing: then the other
-/// container goes on, and the scaler hears of the job's end.
+/// container goes on, and the scaler hears of the job's end. Were that one gone, nobody else would send what is left.
 const HAND_OVER: &str = "2s";
 /// Names of variables that are meant for the agent alone; a template may add to them.
 const AGENT_ENV: &str = "OTTO_AGENT_ENV";
@@ -343,16 +343,14 @@ impl Shape {
         let exit_file = ("exit-file", "/dev/termination-log".to_owned());
         let grace = ("grace", format!("{}ms", common.grace.as_millis()));
         let drain = ("drain-timeout", format!("{}s", whole_seconds(common.drain_limit)));
+        let hand_over = ("hand-over", HAND_OVER.to_owned());
         Self {
             pieces: cut(&pod.to_string(), &mark),
             labels: members(&part.labels),
             annotations: members(&part.annotations),
-            agent_args: common.args(&["drain", "--wait"], &[drain]),
+            agent_args: common.args(&["drain", "--wait"], std::slice::from_ref(&drain)),
             // What programs may gain is the security context's to say.
-            job_args: common.args(
-                &["run", "--allow-privilege-escalation"],
-                &[exit_file, grace, ("drain-timeout", HAND_OVER.to_owned())],
-            ),
+            job_args: common.args(&["run", "--allow-privilege-escalation"], &[exit_file, grace, hand_over, drain]),
             env,
         }
     }

@@ -138,7 +138,12 @@ fn the_whole_pod() {
                     "command": ["/otto/bin/otto-worker"],
                     "args": args(
                         &["run", "--allow-privilege-escalation"],
-                        &["--exit-file=/dev/termination-log", "--grace=10000ms", "--drain-timeout=2s"],
+                        &[
+                            "--exit-file=/dev/termination-log",
+                            "--grace=10000ms",
+                            "--hand-over=2s",
+                            "--drain-timeout=86400s",
+                        ],
                         &[
                             "--set-env=OTTO_JOB_INDEX=2",
                             "--set-env=OTTO_JOB_ATTEMPT=3",
@@ -499,7 +504,11 @@ proptest! {
             let given = env.iter().find(|one| one.name == *name).unwrap();
             prop_assert_eq!(&expanded(given.value.as_deref().unwrap_or_default()), value);
         }
-        let task = env.iter().find(|one| one.name == "OTTO_JOB_TASK_ID").unwrap();
-        prop_assert_eq!(expanded(task.value.as_deref().unwrap()), launch.key.task_id);
+        let told = [
+            format!("--task-id={}", launch.key.task_id),
+            format!("--set-env=OTTO_JOB_INDEX={}", launch.key.index),
+            format!("--set-env=OTTO_JOB_REPOSITORY={}", launch.spec.repository),
+        ];
+        prop_assert!(told.iter().all(|word| args[..at].contains(word)), "{args:?}");
     }
 }

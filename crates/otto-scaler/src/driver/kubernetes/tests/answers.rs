@@ -120,8 +120,11 @@ fn namespaces_are_checked_before_anything_is_asked() {
     let _entered = runtime.enter();
     for bad in ["", "A", "a.b", "-a", "a-", &"a".repeat(64)] {
         let argument = format!("--namespace={bad}");
-        let error = Cluster::of(config(), &options(&[&argument]).settings).unwrap_err().to_string();
+        let error = Cluster::of(config(), &options(&[&argument]).settings, Default::default()).unwrap_err().to_string();
         assert!(error.contains("--namespace") && error.contains("accepted"), "{error}");
     }
-    assert_eq!(Cluster::of(config(), &options(&["--namespace=a-1"]).settings).unwrap().namespace(), "a-1");
+    assert_eq!(
+        Cluster::of(config(), &options(&["--namespace=a-1"]).settings, Default::default()).unwrap().namespace(),
+        "a-1"
+    );
 }
