@@ -117,7 +117,6 @@ async fn any_image_will_do() {
     let server = Server::start().await;
     let setup = Setup::in_pod(&server.url());
     let volume = setup.path("otto");
-    fs::create_dir(&volume).unwrap();
     fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777)).unwrap();
     fs::set_permissions(setup.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     assert!(Command::new(BINARY).arg("install").arg(volume.join("bin")).status().unwrap().success());

@@ -30,7 +30,6 @@ fn as_user(uid: u32, group: u32, umask: &str) -> Vec<String> {
 fn volume(setup: &Setup, group: u32) -> PathBuf {
     fs::set_permissions(setup.dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let volume = setup.path("otto");
-    fs::create_dir(&volume).unwrap();
     chown(&volume, None, Some(group)).unwrap();
     fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777)).unwrap();
     assert!(Command::new(BINARY).arg("install").arg(volume.join("bin")).status().unwrap().success());
@@ -102,7 +101,6 @@ async fn a_drainer_takes_over_from_an_agent_of_another_user() {
 async fn without_a_group_to_share_with_everything_is_for_one_user() {
     let mut server = Server::absent().await;
     let setup = Setup::in_pod(&server.url()).run_flags(&["--drain-timeout", "50ms"]);
-    fs::create_dir(setup.path("otto")).unwrap();
     assert!(setup.run_script("echo x").await.status.success());
     let found = [vec![setup.run_dir()], everything(&setup.run_dir())].concat();
     assert!(found.len() >= 7, "{found:?}");
