@@ -1,14 +1,12 @@
 //! The `drain` command: sends what agents left in a spool directory.
 
 mod agent;
-mod beside;
+pub(crate) mod beside;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-
-pub(crate) use beside::is_there as is_beside;
 
 use anyhow::{Context, bail};
 use otto_proto::v1::FinishRun;

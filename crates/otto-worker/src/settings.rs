@@ -267,7 +267,7 @@ impl Run {
     pub(crate) fn sending_timeout(&self, hand_over: Option<Duration>) -> Duration {
         let timeout = self.drain_timeout();
         let (Some(hand_over), Some(dir)) = (hand_over, self.run_dir.as_deref()) else { return timeout };
-        if crate::drain::is_beside(dir) {
+        if crate::drain::beside::is_there(dir) {
             return hand_over.min(timeout);
         }
         tracing::warn!(

@@ -36,8 +36,7 @@ impl Inherited {
     /// Sets variables.
     pub(crate) fn set(&mut self, variables: &[(String, String)]) {
         for (name, value) in variables {
-            self.environment.retain(|(other, _)| other.as_os_str() != OsStr::new(name));
-            self.environment.push((name.into(), value.into()));
+            replace(&mut self.environment, name, value);
         }
     }
 
@@ -56,11 +55,15 @@ impl Inherited {
         };
         let mut kept: Vec<_> = self.environment.iter().filter(|(name, _)| !of_agent(name)).cloned().collect();
         for (name, value) in set {
-            kept.retain(|(other, _)| other != name);
-            kept.push(((*name).into(), (*value).into()));
+            replace(&mut kept, name, value);
         }
         kept
     }
+}
+
+fn replace(environment: &mut Vec<(OsString, OsString)>, name: &str, value: &str) {
+    environment.retain(|(other, _)| other != name);
+    environment.push((name.into(), value.into()));
 }
 
 /// What [`AGENT_ENV`] names; `None`: it is not set.

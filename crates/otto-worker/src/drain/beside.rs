@@ -42,7 +42,7 @@ pub(super) fn announce(run_dir: &Path) -> io::Result<File> {
 pub(crate) fn is_there(run_dir: &Path) -> bool {
     match File::options().read(true).write(true).open(path_of(run_dir)) {
         // Let go with the file.
-        Ok(file) => !matches!(file.try_lock(), Ok(())),
+        Ok(file) => file.try_lock().is_err(),
         Err(error) => error.kind() != ErrorKind::NotFound,
     }
 }

@@ -312,8 +312,8 @@ impl Shape {
         job.insert("image".into(), slot("image"));
         job.insert("command".into(), json!([format!("{program}/otto-worker")]));
         job.insert("args".into(), slot("job-args"));
-        let named_by_template =
-            ["OTTO_JOB_", "TRACEPARENT"].iter().any(|name| Value::from(job.clone()).to_string().contains(name));
+        let said = Value::from(job.clone()).to_string();
+        let named_by_template = ["OTTO_JOB_", "TRACEPARENT"].iter().any(|name| said.contains(name));
         let env = Env { named_by_template, ..Env::new(common, &node, job.remove("env")) };
         job.insert("env".into(), slot("job-env"));
         prepend(&mut job, "volumeMounts", mounts);
