@@ -328,7 +328,9 @@ impl Session {
         self.drained = false;
         self.ending = None;
         self.ending_sent = false;
-        self.pause = Some(until);
+        // Blocks that were behind the one sent back are sent back as well, without a pause of their own: the longest
+        // pause asked for is the one meant.
+        self.pause = self.pause.max(Some(until));
     }
 
     /// What of a gap the server does not know yet.

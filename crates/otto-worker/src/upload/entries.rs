@@ -407,7 +407,7 @@ impl Session {
         self.waiting.insert(behind, sent);
         (self.allowed, self.taken) = (1, 0);
         let asked = Duration::from_millis(u64::try_from(delay_ms).unwrap_or(0)).min(Duration::from_secs(30));
-        self.pause = Some(Instant::now() + asked.max(self.backoff.next()));
+        self.pause = self.pause.max(Some(Instant::now() + asked.max(self.backoff.next())));
     }
 }
 

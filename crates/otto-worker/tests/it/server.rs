@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use otto_proto::block::DecodedBlock;
 use otto_proto::digest::Digest;
@@ -95,6 +95,9 @@ pub(crate) struct State {
     pub(crate) blocks: u32,
     pub(crate) compressed: u32,
     pub(crate) largest_block_lines: u32,
+    /// When the first RETRY with a delay was answered, and how long after it what it was about came again.
+    pub(crate) first_retry: Option<Instant>,
+    pub(crate) came_again_after: Option<Duration>,
     pub(crate) faults: Faults,
 }
 
@@ -343,8 +346,12 @@ fn handle(state: &mut State, key: &Key, ask: Ask) -> Option<Answer> {
             if block.first_sequence != run.expected {
                 return retry(run.expected, 0);
             }
+            if let Some(first) = state.first_retry {
+                state.came_again_after.get_or_insert(first.elapsed());
+            }
             if state.faults.retries > 0 {
                 state.faults.retries -= 1;
+                state.first_retry.get_or_insert_with(Instant::now);
                 return retry(run.expected, state.faults.retry_delay_ms);
             }
             if state.faults.drop_from.is_some_and(|from| block.first_sequence >= from) && state.faults.drops > 0 {
