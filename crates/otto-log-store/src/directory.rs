@@ -28,7 +28,18 @@ pub(crate) struct Directory {
     /// Tells this store's records from those of others.
     pub(crate) salt: u64,
     /// `None` once it is given up.
-    lock: Mutex<Option<File>>,
+    lock: Mutex<Option<Lock>>,
+}
+
+/// The file whose lock is ours until this is dropped.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not left to the closing: a fork elsewhere may hold a copy of the descriptor for a moment.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 impl Directory {
@@ -95,8 +106,7 @@ impl Directory {
     pub(crate) fn unlock(&self) {
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(lock) = lock {
-            // The lock itself ends with the file.
-            let _ = lock.set_len(0);
+            let _ = lock.0.set_len(0);
         }
     }
 
@@ -130,7 +140,7 @@ fn refuse_foreign(root: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn lock(root: &Path) -> Result<File, OpenError> {
+fn lock(root: &Path) -> Result<Lock, OpenError> {
     let path = root.join(LOCK_FILE);
     let mut file = OpenOptions::new()
         .read(true)
@@ -155,7 +165,7 @@ fn lock(root: &Path) -> Result<File, OpenError> {
     }
     // Without space for it the lock holds all the same.
     let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-    Ok(file)
+    Ok(Lock(file))
 }
 
 /// The salt; `None` if there is no format file.

@@ -14,6 +14,7 @@ mod delivery;
 mod drain;
 mod exit;
 mod install;
+mod lock;
 mod run;
 mod rundir;
 mod settings;

@@ -14,9 +14,11 @@ use serde::Deserialize;
 use crate::access::{self, Access};
 use crate::child::{Lost, Mark, PID_DIGITS, boot_id, pid_namespace, session, ticks};
 use crate::exit::{Ended, Exit};
+use crate::lock::Locked;
 
-/// Whoever looks whether an agent lives holds the lock for a moment. No longer than this, so an agent waits so long for it.
-const LOCK_PATIENCE: Duration = Duration::from_millis(300);
+/// Whoever looks whether an agent lives holds the lock for a moment, which may become a long one on a busy machine. An
+/// agent waits so long for it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 const LOCK_TICK: Duration = Duration::from_millis(5);
 
 /// A run directory whose lock is ours.
@@ -24,7 +26,7 @@ pub(crate) struct RunDir {
     path: PathBuf,
     access: Access,
     /// Held to our end, and never given to the job.
-    _lock: File,
+    _lock: Locked,
 }
 
 /// What a run directory allows.
@@ -81,6 +83,7 @@ impl RunDir {
     /// With the lock that was taken: our pid is noted in it.
     fn locked(path: &Path, mut lock: File) -> anyhow::Result<Claim> {
         let noted = lock.set_len(0).and_then(|()| lock.write_all(getpid().as_raw_nonzero().to_string().as_bytes()));
+        let lock = Locked::new(lock);
         let dir = RunDir { path: path.to_owned(), access: Access::of(path)?, _lock: lock };
         if dir.path.join("started").try_exists()? {
             // Nothing more is started here: a full disk is no reason not to send what there is.
@@ -262,9 +265,17 @@ mod tests {
         lock.lock_shared().unwrap();
         let looking = std::thread::spawn(move || {
             std::thread::sleep(LOCK_TICK * 4);
-            drop(lock);
+            lock.unlock().unwrap();
         });
-        let Claim::Fresh(run) = RunDir::claim(&path).unwrap() else { panic!("started?") };
+        let run = loop {
+            let (looked, began) = (looking.is_finished(), Instant::now());
+            match RunDir::claim(&path) {
+                Ok(Claim::Fresh(run)) => break run,
+                Ok(Claim::Started(_)) => panic!("started?"),
+                // The other thread may be late, but it was waited for.
+                Err(error) => assert!(!looked && began.elapsed() >= LOCK_PATIENCE, "{error:#}"),
+            }
+        };
         looking.join().unwrap();
         assert!(matches!(RunDir::look(&path).unwrap(), Occupant::Agent(_)));
         drop(run);

@@ -21,15 +21,15 @@ mod recover;
 mod state;
 mod writer;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::access::{self, Access};
+use crate::lock::Locked;
 pub(crate) use reader::Reader;
 pub(crate) use record::{Record, shorten};
 pub(crate) use recover::recover;
@@ -130,10 +130,10 @@ fn read_run(dir: &Path) -> anyhow::Result<RunInfo> {
 }
 
 /// The run's lock; `None`: another process holds it.
-fn lock(dir: &Path) -> io::Result<Option<Arc<File>>> {
+fn lock(dir: &Path) -> io::Result<Option<Locked>> {
     let file = Access::of(dir)?.options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(Arc::new(file))),
+        Ok(()) => Ok(Some(Locked::new(file))),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }

@@ -187,8 +187,15 @@ async fn ctrl_c_leaves_the_task_alone_and_says_so() {
     let child = start(servers.command(&["submit", "--task-id", "t", "-f", "true"]));
     eventually("it follows", || servers.set(|state| !state.reads.is_empty())).await;
     let pid = Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
-    // The handler is there once the stream is read: it is asked for in the same breath.
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let status = |field: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned()
+    };
+    eventually("it listens for signals, and waits", || {
+        let caught = u64::from_str_radix(&status("SigCgt:"), 16).unwrap();
+        caught & (1 << (Signal::INT.as_raw() - 1)) != 0 && status("State:").starts_with('S')
+    })
+    .await;
     kill_process(pid, Signal::INT).unwrap();
     let said = end(child).await;
     assert_eq!(said.code, Some(130), "{said:?}");

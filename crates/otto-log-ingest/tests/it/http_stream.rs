@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use otto_proto::v1::worker_event::Type;
 use otto_proto::v1::{WorkerEvent, log_gap};
+use otto_testkit::eventually;
 use rustix::process::Signal;
+use tokio::sync::watch;
 
 use super::http_support::{Server, Worker, at, event, sequences, within};
 
@@ -52,10 +54,14 @@ async fn lines_gaps_events_and_the_end_come_as_they_happen() {
     };
     assert_eq!((&end.data["reason"], &end.data["resume"]), (&"complete".into(), &false.into()));
     assert!(events.next().await.is_none());
-    // An EventSource comes back by itself; this keeps it away.
+    // An EventSource comes back by itself; this keeps it away. A server that is too slow to know tells the end once more.
     let id = last_id.expect("a position");
-    let over = server.send("GET", STREAM, &[("last-event-id", &id)]).await;
-    assert_eq!(over.status, StatusCode::NO_CONTENT);
+    eventually("the answer that keeps it away", async || {
+        let over = server.send("GET", STREAM, &[("last-event-id", &id)]).await;
+        assert!(over.status == StatusCode::NO_CONTENT || over.text().contains("event: end\n"), "{}", over.text());
+        (over.status == StatusCode::NO_CONTENT).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -95,10 +101,14 @@ async fn resuming_loses_and_repeats_nothing_under_load() {
     for w in 0..WORKERS {
         workers.push(Worker::connect(&server, "t", if w == 0 { "w" } else { ["", "x", "y"][w as usize] }).await);
     }
+    // Each quarter is printed once both readers have connected once more.
+    let (opened, _) = watch::channel([0; 2]);
     for mut worker in workers {
+        let mut opened = opened.subscribe();
         printing.spawn(async move {
             while worker.next <= LINES {
                 let first = worker.next;
+                opened.wait_for(|opened| opened.iter().all(|opened| *opened > (first - 1) * 4 / LINES)).await.unwrap();
                 worker.send((first..(first + 37).min(LINES + 1)).map(|n| (format!("{n}\n"), at(n as i64)))).await;
                 if first.is_multiple_of(5) {
                     worker.flushed().await;
@@ -107,18 +117,20 @@ async fn resuming_loses_and_repeats_nothing_under_load() {
             worker.finish(0).await;
         });
     }
-    for (path, total) in [(STREAM, LINES), ("/api/v1/tasks/t/logs/stream", LINES * WORKERS)] {
-        let server = server.clone();
+    for (reader, path, total) in [(0, STREAM, LINES), (1, "/api/v1/tasks/t/logs/stream", LINES * WORKERS)] {
+        let (server, opened) = (server.clone(), opened.clone());
         printing.spawn(async move {
             let mut seen: HashMap<String, u64> = HashMap::new();
             let (mut count, mut id, mut connections) = (0, None::<String>, 0);
             while count < total {
                 let mut events = server.events(path, id.as_deref()).await;
                 connections += 1;
-                // Cut after a few events, then after many, so that there is an end.
-                for _ in 0..1 + connections {
+                opened.send_modify(|opened| opened[reader] = connections);
+                // Cut after the first lines of a quarter, then after ever more events, so that there is an end.
+                for n in 1.. {
                     let Some(event) = events.next().await else { break };
-                    if event.name == "lines" {
+                    let lines = event.name == "lines";
+                    if lines {
                         for line in event.data.as_array().unwrap() {
                             let last = seen.entry(line["worker_id"].as_str().unwrap().to_owned()).or_default();
                             assert_eq!(
@@ -131,7 +143,7 @@ async fn resuming_loses_and_repeats_nothing_under_load() {
                         }
                     }
                     id = event.id.or(id);
-                    if count >= total {
+                    if count >= total || if connections < 4 { lines } else { n > connections } {
                         break;
                     }
                 }
@@ -200,15 +212,15 @@ async fn an_idle_stream_is_kept_alive() {
     let server = Server::start(&[]).await;
     let mut worker = Worker::connect(&server, "t", "w").await;
     worker.print([("first\n", at(0))]).await;
-    let mut events = server.events(STREAM, None).await;
     let began = Instant::now();
+    let mut events = server.events(STREAM, None).await;
     loop {
         let event = events.next_raw().await.expect("a comment");
         if event.name == ":" {
             break;
         }
     }
-    assert!((14..30).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() >= 14, "{:?}", began.elapsed());
 }
 
 #[tokio::test]

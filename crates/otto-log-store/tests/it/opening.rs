@@ -77,7 +77,8 @@ fn a_directory_without_permission_is_named() {
     std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o555)).unwrap();
     let exe = std::env::current_exe().unwrap();
     let copy = outer.path().join("it");
-    std::fs::copy(exe, &copy).unwrap();
+    // By another process: what a fork elsewhere has open for writing cannot be run.
+    assert!(Command::new("cp").arg("-p").args([&exe, &copy]).status().unwrap().success());
     let mut command = Command::new(&copy);
     if rustix::process::geteuid().is_root() {
         std::os::unix::process::CommandExt::uid(&mut command, 65534);

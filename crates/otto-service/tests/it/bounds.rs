@@ -59,19 +59,25 @@ async fn more_connections_than_allowed_are_refused_and_the_others_keep_working()
 
 #[tokio::test]
 async fn connections_that_never_speak_are_closed_and_idle_ones_are_not() {
-    let limits = Limits { handshake_timeout: Duration::from_millis(200), ..Limits::default() };
-    let server = start(limits);
-    let mut idle = silent(server.address).await;
-    let mut silent = Vec::new();
-    for said in ["", "PRI * HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        stream.write_all(said.as_bytes()).await.unwrap();
-        silent.push((said, stream));
+    for millis in [200, 2_000, 20_000] {
+        let limits = Limits { handshake_timeout: Duration::from_millis(millis), ..Limits::default() };
+        let server = start(limits);
+        let mut idle = silent(server.address).await;
+        let mut silent = Vec::new();
+        for said in ["", "PRI * HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
+            let mut stream = TcpStream::connect(server.address).await.unwrap();
+            let _ = stream.write_all(said.as_bytes()).await;
+            silent.push((said, stream));
+        }
+        for (said, stream) in &mut silent {
+            until(&format!("the close after {said:?}"), async || is_closed(stream).await.then_some(())).await;
+        }
+        // Its hello may have come too late.
+        if !is_closed(&mut idle).await {
+            return;
+        }
     }
-    for (said, stream) in &mut silent {
-        until(&format!("the close after {said:?}"), async || is_closed(stream).await.then_some(())).await;
-    }
-    assert!(!is_closed(&mut idle).await, "a client that has said hello may be idle");
+    panic!("a client that has said hello may be idle");
 }
 
 #[tokio::test]

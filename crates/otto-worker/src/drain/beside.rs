@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::access::Access;
+use crate::lock::Locked;
 
-/// An agent that looks has the lock for no longer than this.
-const LOOKED_AT: Duration = Duration::from_millis(200);
+/// An agent that looks has the lock for a moment, which may become a long one on a busy machine. It is waited for so long.
+const LOOKED_AT: Duration = Duration::from_secs(3);
 
 /// `RUN_DIR.drainer`: not inside, as the run directory is the agent's to make.
 fn path_of(run_dir: &Path) -> PathBuf {
@@ -19,19 +20,19 @@ fn path_of(run_dir: &Path) -> PathBuf {
     path.into()
 }
 
-/// Says that a drainer waits for the agent in `run_dir`, for as long as the returned file is open. Another one may wait,
+/// Says that a drainer waits for the agent in `run_dir`, for as long as the returned lock is held. Another one may wait,
 /// too.
 ///
 /// # Errors
 /// When the file cannot be made: an agent takes that for no drainer, and sends all itself.
-pub(super) fn announce(run_dir: &Path) -> io::Result<File> {
+pub(super) fn announce(run_dir: &Path) -> io::Result<Locked> {
     let path = path_of(run_dir);
     let access = Access::of(path.parent().unwrap_or(Path::new(".")))?;
     let file = access.options().create(true).truncate(false).read(true).write(true).open(path)?;
     let until = Instant::now() + LOOKED_AT;
     loop {
         match file.try_lock_shared() {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Locked::new(file)),
             Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
             Err(error) => return Err(error.into()),
         }
@@ -41,8 +42,8 @@ pub(super) fn announce(run_dir: &Path) -> io::Result<File> {
 /// Whether one waits. True where that cannot be told.
 pub(crate) fn is_there(run_dir: &Path) -> bool {
     match File::options().read(true).write(true).open(path_of(run_dir)) {
-        // Let go with the file.
-        Ok(file) => file.try_lock().is_err(),
+        // Let go at once.
+        Ok(file) => file.try_lock().map(|()| Locked::new(file)).is_err(),
         Err(error) => error.kind() != ErrorKind::NotFound,
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use super::record::Record;
 use super::segment_path;
 use crate::access::Access;
+use crate::lock::Locked;
 
 /// Bytes of records kept in memory for the reader, so that in the usual case nothing is read back from the files.
 const RECENT_BYTES: u64 = 2 << 20;
@@ -39,7 +40,7 @@ pub(super) struct Files {
     pub(super) acked: File,
     /// Held as long as the spool is.
     #[allow(dead_code)]
-    pub(super) lock: Arc<File>,
+    pub(super) lock: Locked,
 }
 
 /// A segment file.

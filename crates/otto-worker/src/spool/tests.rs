@@ -1,3 +1,4 @@
+use std::fs::File;
 use std::time::Duration;
 
 use otto_proto::block::{Attributes, Builder, DecodedBlock};

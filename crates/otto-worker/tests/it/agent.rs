@@ -98,6 +98,16 @@ impl Setup {
         self.spool.clone()
     }
 
+    /// Whether a segment of the spool holds this text. (Blocks below 4 KiB are never compressed.)
+    pub(crate) fn is_spooled(&self, text: &str) -> bool {
+        let runs = std::fs::read_dir(&self.spool).into_iter().flatten().flatten();
+        let files = runs.flat_map(|run| std::fs::read_dir(run.path()).into_iter().flatten().flatten());
+        let mut segments = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "seg"));
+        segments.any(|file| {
+            std::fs::read(file.path()).is_ok_and(|bytes| bytes.windows(text.len()).any(|part| part == text.as_bytes()))
+        })
+    }
+
     /// The run directory of one in a Pod.
     pub(crate) fn run_dir(&self) -> PathBuf {
         self.path("otto/run")

@@ -94,8 +94,8 @@ async fn the_servers_limits_are_kept() {
         server.store.lock().runs.values().next().filter(|run| !run.lines.is_empty()).map(drop)
     })
     .await;
-    fs::write(setup.path("go"), "").unwrap();
     let start = std::time::Instant::now();
+    fs::write(setup.path("go"), "").unwrap();
     assert!(agent.output().await.status.success());
     // The first second's worth may go at once.
     assert!(start.elapsed() > std::time::Duration::from_millis(400), "{:?}", start.elapsed());

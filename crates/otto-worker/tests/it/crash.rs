@@ -1,23 +1,10 @@
 //! An agent that is killed.
 
-use std::path::Path;
-
 use otto_proto::v1::log_gap;
 use rustix::process::Signal;
 
 use crate::agent::{Setup, eventually, line_of, lives, stderr};
 use crate::server::{Faults, Server};
-
-/// Sequences in the spool, by what another agent would find: the file is written in order.
-fn spooled(setup: &Setup) -> u64 {
-    let runs = std::fs::read_dir(setup.spool()).into_iter().flatten().flatten();
-    let files = runs.flat_map(|run| std::fs::read_dir(run.path()).into_iter().flatten().flatten());
-    files.filter(|file| is_segment(&file.path())).filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
-}
-
-fn is_segment(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "seg")
-}
 
 #[tokio::test]
 async fn what_was_spooled_is_sent_and_the_rest_is_a_gap() {
@@ -26,7 +13,7 @@ async fn what_was_spooled_is_sent_and_the_rest_is_a_gap() {
     let agent = setup.start_script("echo $$ > pid; seq 1 1000; touch printed; while :; do sleep 0.01; done");
     let job = line_of(&setup.path("pid")).await;
     eventually("printed", || setup.path("printed").exists().then_some(())).await;
-    eventually("spooled", || (spooled(&setup) >= 3893).then_some(())).await;
+    eventually("spooled", || setup.is_spooled("1000\n").then_some(())).await;
     agent.signal(Signal::KILL);
     let _ = agent.output().await;
     eventually("the job dies with its agent", || (!lives(&job)).then_some(())).await;

@@ -110,12 +110,27 @@ async fn a_retry_is_no_acknowledgement() {
     assert!(run.gaps.is_empty(), "{:?}", run.gaps);
 }
 
+/// Lines that are blocks of their own.
+const THREE_BLOCKS: &str =
+    "echo a; while [ ! -e one ]; do sleep 0.01; done; echo b; while [ ! -e two ]; do sleep 0.01; done; echo c";
+
+/// Lets the second of [`THREE_BLOCKS`] come, and waits until the server has refused it.
+async fn refuse_the_second(server: &Server, setup: &Setup) {
+    let run = || server.store.lock().runs.values().next().cloned();
+    eventually("the first line", || run().filter(|run| run.lines.len() == 1)).await;
+    std::fs::write(setup.path("one"), "").unwrap();
+    eventually("the second is refused", || run().filter(|run| run.gaps.len() == 1)).await;
+}
+
 #[tokio::test]
 async fn what_is_refused_is_a_gap_and_the_rest_goes_on() {
     let faults = Faults { drop_from: Some(2), drops: 1, ..Faults::default() };
     let server = Server::start_with(faults).await;
     let setup = Setup::new(&server.url());
-    let output = setup.run_script("echo a; sleep 0.3; echo b; sleep 0.3; echo c").await;
+    let agent = setup.start_script(THREE_BLOCKS);
+    refuse_the_second(&server, &setup).await;
+    std::fs::write(setup.path("two"), "").unwrap();
+    let output = agent.output().await;
     assert!(output.status.success());
     assert!(stderr(&output).contains("missing in the log"), "{}", stderr(&output));
     let run = server.complete_without_digest().await;
@@ -128,13 +143,8 @@ async fn what_was_refused_is_still_known_when_another_drains_the_spool() {
     let faults = Faults { drop_from: Some(2), drops: 1, ..Faults::default() };
     let mut server = Server::start_with(faults).await;
     let setup = Setup::new(&server.url()).env("OTTO_DRAIN_TIMEOUT", "300ms");
-    let agent = setup.start_script(
-        "echo a; while [ ! -e one ]; do sleep 0.01; done; echo b; while [ ! -e two ]; do sleep 0.01; done; echo c",
-    );
-    let run = |server: &Server| server.store.lock().runs.values().next().cloned();
-    eventually("the first line", || run(&server).filter(|run| run.lines.len() == 1)).await;
-    std::fs::write(setup.path("one"), "").unwrap();
-    eventually("the second is refused", || run(&server).filter(|run| run.gaps.len() == 1)).await;
+    let agent = setup.start_script(THREE_BLOCKS);
+    refuse_the_second(&server, &setup).await;
     eventually("the agent knows", || {
         let runs = std::fs::read_dir(setup.spool()).unwrap();
         runs.flatten().any(|run| run.path().join("incomplete").exists()).then_some(())
@@ -157,8 +167,12 @@ async fn lost_data_becomes_a_gap_and_no_loop() {
     let agent = setup.start_script("seq 1 10; while [ ! -e go ]; do sleep 0.01; done; seq 11 20");
     eventually("ten lines", || server.store.lock().runs.values().next().filter(|run| run.lines.len() == 10).map(drop))
         .await;
-    // Acknowledged, and freed here a moment later.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("the agent knows", || {
+        let runs = std::fs::read_dir(setup.spool()).unwrap();
+        let mut acked = runs.flatten().filter_map(|run| std::fs::read(run.path().join("acked")).ok());
+        acked.any(|acked| acked.starts_with(&10_u64.to_le_bytes())).then_some(())
+    })
+    .await;
     server.vanish();
     lose_everything(&server.store);
     std::fs::write(setup.path("go"), "").unwrap();

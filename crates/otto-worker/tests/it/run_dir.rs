@@ -97,11 +97,7 @@ async fn a_killed_agents_job_is_ended_and_counts_as_lost() {
          while :; do sleep 0.01; done",
     );
     let (in_group, away) = (line_of(&setup.path("in-group")).await, line_of(&setup.path("away")).await);
-    eventually("spooled", || {
-        let run = fs::read_dir(setup.spool()).ok()?.next()?.ok()?;
-        (fs::metadata(run.path().join("00000001.seg")).ok()?.len() > 50).then_some(())
-    })
-    .await;
+    eventually("spooled", || setup.is_spooled("before\n").then_some(())).await;
     agent.signal(Signal::KILL);
     let _ = agent.output().await;
     assert!(lives(&in_group) && lives(&away));

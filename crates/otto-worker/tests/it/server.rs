@@ -12,7 +12,7 @@ use otto_proto::v1::log_batch_request::Kind as Ask;
 use otto_proto::v1::log_batch_response::Kind as Answer;
 use otto_proto::v1::log_streaming_service_server::{LogStreamingService, LogStreamingServiceServer};
 use otto_proto::v1::*;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -121,6 +121,8 @@ impl Store {
 pub(crate) struct Server {
     pub(crate) store: Store,
     address: SocketAddr,
+    /// Keeps others from the address while nobody listens there.
+    _reserved: TcpSocket,
     /// Of its own, so that it can end at once with all its connections.
     runtime: Option<Runtime>,
 }
@@ -145,8 +147,11 @@ impl Server {
 
     /// An address where nobody listens yet.
     pub(crate) async fn absent() -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        Server { store: Store::default(), address, runtime: None }
+        let reserved = TcpSocket::new_v4().unwrap();
+        reserved.set_reuseaddr(true).unwrap();
+        reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = reserved.local_addr().unwrap();
+        Server { store: Store::default(), address, _reserved: reserved, runtime: None }
     }
 
     pub(crate) fn url(&self) -> String {

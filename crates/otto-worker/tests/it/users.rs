@@ -73,12 +73,7 @@ async fn a_drainer_takes_over_from_an_agent_of_another_user() {
             assert_eq!(fs::metadata(setup.run_dir()).unwrap().uid(), job_user);
         }
         assert_eq!(line_of(&setup.path("umask")).await, format!("0{umask}"));
-        eventually("spooled", || {
-            let segments = everything(&setup.spool()).into_iter().filter(|path| path.ends_with("00000001.seg"));
-            let bytes: u64 = segments.filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum();
-            (bytes >= 3893).then_some(())
-        })
-        .await;
+        eventually("spooled", || setup.is_spooled("1000\n").then_some(())).await;
         assert_shared(&setup.run_dir(), group);
         agent.signal(Signal::KILL);
         let _ = agent.output().await;
