@@ -2,7 +2,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-ENV RUSTFLAGS="-C target-feature=+crt-static"
+ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 RUN target="$(rustc -vV | sed -n 's/^host: //p')" \
     && cargo build --release --locked --target "$target" -p otto-worker \
     && mkdir -p /out && cp "target/$target/release/otto-worker" /out/
