@@ -18,7 +18,7 @@ use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 mod audit;
@@ -267,6 +267,15 @@ impl ControlPlane {
     /// When it cannot be made.
     pub async fn kwok_namespace(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
         Namespace::make(self, &format!("kwok-{name}-{}", self.number())).await
+    }
+
+    /// Waits until a service account (`NAMESPACE:NAME`) has the rights of the role with these rules in a namespace: the API
+    /// server goes by a binding a moment after it was made.
+    ///
+    /// # Errors
+    /// When it does not get them.
+    pub async fn granted(&self, account: &str, namespace: &str, rules: &Value) -> anyhow::Result<()> {
+        namespace::granted(&self.admin().await?, account, namespace, rules).await
     }
 
     fn number(&self) -> u32 {

@@ -41,3 +41,25 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe:
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+/// Waits until `probe` gives a value, as long as it gets on: patience begins anew whenever what it counts (`Err`) has risen.
+///
+/// # Panics
+/// When nothing has risen for [`PATIENCE`], with `what` in the message.
+pub async fn eventually_progressing<T, F>(what: &str, mut probe: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, usize>>,
+{
+    let (mut most, mut since) = (0, Instant::now());
+    loop {
+        let count = match probe().await {
+            Ok(value) => return value,
+            Err(count) => count,
+        };
+        if count > most {
+            (most, since) = (count, Instant::now());
+        }
+        assert!(since.elapsed() < PATIENCE, "no progress within {PATIENCE:?} after {most}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

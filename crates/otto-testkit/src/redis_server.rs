@@ -80,11 +80,18 @@ impl RedisServer {
     /// # Errors
     /// When it does not come up.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        self.process = spawn(&self.dir, self.port, self.appendfsync)?;
-        if !self.ready().await? {
-            bail!("port {} was taken by another process", self.port);
+        let start = std::time::Instant::now();
+        loop {
+            self.process = spawn(&self.dir, self.port, self.appendfsync)?;
+            if self.ready().await? {
+                return Ok(());
+            }
+            // A connection of another process may have the port for a moment.
+            if start.elapsed() > PATIENCE {
+                bail!("redis-server does not start on port {} again; its log:\n{}", self.port, self.process.log_tail());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
-        Ok(())
     }
 
     /// Waits until it answers; false if another process answers on its port.

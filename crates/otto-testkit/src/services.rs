@@ -1,7 +1,10 @@
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
 use crate::{PATIENCE, Process, binary};
@@ -141,8 +144,23 @@ impl<P: Program> Service<P> {
     /// # Errors
     /// When it does not become ready.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
-        *self = Self::launch(self.setup.clone(), &self.grpc, &self.second).await?;
-        Ok(())
+        let started = Instant::now();
+        loop {
+            match Self::launch(self.setup.clone(), &self.grpc, &self.second).await {
+                Ok(again) => {
+                    *self = again;
+                    return Ok(());
+                }
+                // A connection of another process may have one of the ports for a moment.
+                Err(error) => {
+                    let in_use = format!("{error:#}").contains("Address already in use");
+                    if !in_use || started.elapsed() > PATIENCE {
+                        return Err(error);
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// `http://127.0.0.1:PORT` of its gRPC server.
@@ -180,6 +198,34 @@ impl<P: AnyScaler> Service<P> {
     pub fn admin_url(&self) -> String {
         format!("http://{}", self.second)
     }
+
+    /// Waits until all its parts can do their work (`/readyz`). One that has just started may not be there yet.
+    ///
+    /// # Errors
+    /// When it ends, or does not come to that.
+    pub async fn until_ready(&mut self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        loop {
+            let answer = tokio::time::timeout(PATIENCE, readyz(&self.second)).await?;
+            if answer.as_ref().is_ok_and(|text| text.starts_with("HTTP/1.1 200 ")) {
+                return Ok(());
+            }
+            self.process.check_running().with_context(|| format!("{} did not become ready", P::NAME))?;
+            if started.elapsed() > PATIENCE {
+                bail!("{} is not ready: {answer:?}; its log:\n{}", P::NAME, self.process.log_tail());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+async fn readyz(address: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
 }
 
 fn flags(pairs: &[(&str, &str)]) -> Vec<String> {
@@ -202,7 +248,7 @@ async fn start(
     }
     let env: Vec<_> = setup.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let mut process = Process::start(&binary(name)?, args, &env, &setup.dir.join(format!("{name}.log")))?;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     loop {
         if let Ok(text) = std::fs::read(ready) {
             return Ok((process, serde_json::from_slice(&text)?));
@@ -211,6 +257,6 @@ async fn start(
         if started.elapsed() > PATIENCE {
             bail!("{name} did not become ready; its log:\n{}", process.log_tail());
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

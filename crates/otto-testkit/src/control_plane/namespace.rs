@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
 use k8s_openapi::api::core::v1::{Namespace as Object, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -83,19 +84,34 @@ impl<'a> Namespace<'a> {
         Ok(())
     }
 
-    /// Makes a service account with a role of these rules, and returns a token for it.
+    /// Waits until no Pod is taken any more that asks for the host's network. What a label demands or a quota leaves counts
+    /// a moment after it was made.
+    pub async fn refuses_pods(&self) {
+        let container = json!({"name": "c", "image": "example.com/none:1"});
+        let pod = json!({"metadata": {"name": "trial"}, "spec": {"hostNetwork": true, "containers": [container]}});
+        let (pod, pods) = (from::<Pod>(pod).expect("a Pod"), self.pods());
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        eventually(&format!("no Pod is taken in {}", self.name), || async {
+            let refused = pods.create(&dry_run, &pod).await.err()?;
+            matches!(refused, kube::Error::Api(status) if status.code == 403).then_some(())
+        })
+        .await;
+    }
+
+    /// Makes a service account with a role of these rules, which it has then, and returns a token for it.
     ///
     /// # Errors
     /// When the API server refuses it.
     pub async fn service_account(&self, name: &str, rules: Value) -> anyhow::Result<String> {
         self.create::<ServiceAccount>(json!({"metadata": {"name": name}})).await?;
-        self.create::<Role>(json!({"metadata": {"name": name}, "rules": rules})).await?;
+        self.create::<Role>(json!({"metadata": {"name": name}, "rules": &rules})).await?;
         self.create::<RoleBinding>(json!({
             "metadata": {"name": name},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
             "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": self.name}],
         }))
         .await?;
+        self.plane.granted(&format!("{}:{name}", self.name), &self.name, &rules).await?;
         self.token(name).await
     }
 
@@ -281,6 +297,33 @@ fn now() -> String {
 
 fn from<K: DeserializeOwned>(object: Value) -> anyhow::Result<K> {
     Ok(serde_json::from_value(object)?)
+}
+
+pub(super) async fn granted(client: &Client, account: &str, namespace: &str, rules: &Value) -> anyhow::Result<()> {
+    let Some(rule) = rules.as_array().and_then(|rules| rules.last()) else { return Ok(()) };
+    let first = |list: &str| rule[list][0].as_str().unwrap_or_default();
+    let review: SubjectAccessReview = from(json!({"spec": {
+        "user": format!("system:serviceaccount:{account}"),
+        "resourceAttributes": {
+            "namespace": namespace,
+            "verb": first("verbs"),
+            "group": first("apiGroups"),
+            "resource": first("resources"),
+            "name": first("resourceNames"),
+        },
+    }}))?;
+    let reviews = Api::<SubjectAccessReview>::all(client.clone());
+    let start = Instant::now();
+    loop {
+        let answer = reviews.create(&PostParams::default(), &review).await?;
+        if answer.status.is_some_and(|status| status.allowed) {
+            return Ok(());
+        }
+        if start.elapsed() > PATIENCE {
+            bail!("{account} does not get its rights in {namespace}: {rule}");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Waits for the service account that the controller manager gives every namespace; there are no Pods before it.

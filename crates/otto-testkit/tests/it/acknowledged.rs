@@ -4,19 +4,40 @@ use std::fmt::Write;
 
 use otto_proto::v1::ListLogWorkersRequest;
 use otto_proto::v1::log_query_service_client::LogQueryServiceClient;
-use otto_testkit::{LogIngest, Process, binary, eventually};
+use otto_testkit::{LogIngest, Process, binary, eventually_progressing};
 use tokio::process::Command;
 
 use crate::system::finished_workers;
 
 const LINES: u64 = 1_000_000;
+/// After so many the job waits until it may go on: while the server is killed, it has not ended.
+const BEFORE: u64 = 900_000;
+
+/// Waits until so many lines are stored.
+async fn stored(logs: &LogIngest, at_least: u64) -> anyhow::Result<()> {
+    let queries = LogQueryServiceClient::new(logs.channel().await?);
+    eventually_progressing(&format!("{at_least} lines are stored"), || {
+        let mut queries = queries.clone();
+        async move {
+            let request = ListLogWorkersRequest { task_id: "million".to_owned() };
+            let workers = queries.list_log_workers(request).await.map_err(|_| 0_usize)?.into_inner().workers;
+            let lines = workers.first().and_then(|worker| worker.runs.first()).map_or(0, |run| run.lines);
+            if lines >= at_least { Ok(()) } else { Err(lines as usize) }
+        }
+    })
+    .await;
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_million_lines_survive_a_log_server_that_is_killed() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut logs = LogIngest::start(dir.path(), &[]).await?;
     let url = logs.grpc_url();
-    let spool = dir.path().join("spool");
+    let (spool, go) = (dir.path().join("spool"), dir.path().join("go"));
+    let print = |first, last| format!("seq -f 'line %07.0f of a million' {first} {last}");
+    let wait = format!("while [ ! -e {} ]; do sleep 0.01; done", go.display());
+    let script = format!("{}; {wait}; {}", print(1, BEFORE), print(BEFORE + 1, LINES));
     let mut agent = Process::start(
         &binary("otto-worker")?,
         [
@@ -35,30 +56,21 @@ async fn a_million_lines_survive_a_log_server_that_is_killed() -> anyhow::Result
             "--tee",
             "false",
             "--",
-            "seq",
-            "-f",
-            "line %07.0f of a million",
-            "1000000",
+            "sh",
+            "-c",
+            &script,
         ],
         &[],
         &dir.path().join("agent.log"),
     )?;
     for part in 1..=4 {
-        let at_least = LINES * part / 6;
-        let queries = LogQueryServiceClient::new(logs.channel().await?);
-        eventually(&format!("{at_least} lines are stored"), || {
-            let mut queries = queries.clone();
-            async move {
-                let request = ListLogWorkersRequest { task_id: "million".to_owned() };
-                let workers = queries.list_log_workers(request).await.ok()?.into_inner().workers;
-                (workers.first()?.runs.first()?.lines >= at_least).then_some(())
-            }
-        })
-        .await;
-        agent.check_running().expect("the job is still printing when the server is killed");
+        stored(&logs, LINES * part / 6).await?;
+        agent.check_running().expect("the job has not ended when the server is killed");
         logs.process.kill().await?;
         logs.restart().await?;
     }
+    std::fs::write(&go, "")?;
+    stored(&logs, LINES).await?;
     let status = agent.wait().await?;
     assert!(status.success(), "{status}: {}", agent.log_tail());
 

@@ -45,9 +45,8 @@ async fn wrong_settings_are_named() -> anyhow::Result<()> {
 async fn an_occupied_port_and_a_foreign_address_are_named() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let data = dir.path().to_str().expect("UTF-8");
-    let taken = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let listener = TcpListener::bind(taken)?;
-    let address = taken.to_string();
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?.to_string();
     let arguments = ["--grpc-addr", &address, "--http-addr", "127.0.0.1:0", "--data-dir", data];
     refused(&start("otto-log-ingest", &arguments).await?, &[&address, "in use"]);
     drop(listener);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use otto_proto::v1::{ListTasksRequest, TaskState};
-use otto_testkit::eventually;
+use otto_testkit::eventually_progressing;
 
 use crate::system::{STREAM, System, add, shell};
 
@@ -24,13 +24,18 @@ async fn a_thousand_events_start_a_thousand_workers_though_the_scaler_is_killed(
     // Killed where it hurts: as soon as it has begun, and in the middle of things, over and over.
     for part in 1..=6 {
         let at_least = EVENTS * part / 8;
-        eventually(&format!("{at_least} workers have started"), || async { (count() >= at_least).then_some(()) }).await;
+        eventually_progressing(&format!("{at_least} workers have started"), || async {
+            let count = count();
+            (count >= at_least).then_some(()).ok_or(count)
+        })
+        .await;
         system.scaler.process.kill().await?;
         system.scaler.restart().await?;
     }
+    system.scaler.until_ready().await?;
 
     let tasks = system.tasks().await?;
-    let ended = eventually("every task has ended", || {
+    let ended = eventually_progressing("every task has ended", || {
         let mut tasks = tasks.clone();
         async move {
             let mut all = Vec::new();
@@ -45,7 +50,8 @@ async fn a_thousand_events_start_a_thousand_workers_though_the_scaler_is_killed(
                 }
             }
             let live = |state| matches!(state, TaskState::Pending | TaskState::Running);
-            (all.len() == EVENTS && !all.iter().any(|task| live(task.state()))).then_some(all)
+            let ended = all.iter().filter(|task| !live(task.state())).count();
+            if (all.len(), ended) == (EVENTS, EVENTS) { Ok(all) } else { Err(ended) }
         }
     })
     .await;

@@ -33,7 +33,8 @@ impl System {
         let mut flags = vec!["--redis-url", &redis_url, "--log-server", &log_url];
         flags.extend(scaler_flags);
         // With something of its own to hand to its agents, which no job may see.
-        let scaler = Scaler::start_with_env(dir.path(), &flags, &[("RUST_LOG", "info")]).await?;
+        let mut scaler = Scaler::start_with_env(dir.path(), &flags, &[("RUST_LOG", "info")]).await?;
+        scaler.until_ready().await?;
         Ok(Self { scaler, logs, redis, dir })
     }
 

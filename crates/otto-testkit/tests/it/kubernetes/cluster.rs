@@ -47,7 +47,9 @@ impl Cluster {
     pub(crate) async fn start_with_logs(name: &str, pods: Pods, logs: &str, flags: &[&str]) -> anyhow::Result<Self> {
         let setup = Setup::new(name, pods).await?;
         let kubeconfig = setup.namespace.scaler_kubeconfig(Some(&setup.proxy.url())).await?;
-        setup.start(&kubeconfig, logs, flags).await
+        let mut cluster = setup.start(&kubeconfig, logs, flags).await?;
+        cluster.scaler.until_ready().await?;
+        Ok(cluster)
     }
 
     /// SIGKILL. The Lease is given up for it: that it runs out is tested elsewhere, and takes its time.
@@ -64,7 +66,8 @@ impl Cluster {
     /// Killed, and started again on the same addresses.
     pub(crate) async fn kill_and_restart(&mut self) -> anyhow::Result<()> {
         self.kill().await?;
-        self.scaler.restart().await
+        self.scaler.restart().await?;
+        self.scaler.until_ready().await
     }
 
     /// Adds an event for workers of a task; further fields may follow.

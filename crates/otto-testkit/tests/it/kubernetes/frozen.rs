@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::cluster::{Cluster, Pods, key_of};
 
 /// As short as a loaded machine allows: it is waited for.
-const LEASE: [&str; 4] = ["--lease-duration", "6s", "--lease-renew-deadline", "4s"];
+const LEASE: [&str; 4] = ["--lease-duration", "12s", "--lease-renew-deadline", "8s"];
 
 /// A creation and a deletion of the old leader come to the API server when the new one has long done them, and its workers
 /// have ended: nothing is made twice, and nothing is deleted that was made since.

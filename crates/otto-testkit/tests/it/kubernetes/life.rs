@@ -209,9 +209,12 @@ async fn evicted_workers_are_started_again_and_hopeless_ones_are_not() -> anyhow
     let second = cluster.pod("evicted", 0, 2).await;
     pods.end_pod(&second, 0, "").await?;
     cluster.until("evicted", TaskState::Succeeded).await;
-    let told = cluster.worker_events("evicted").await?;
-    let evicted = told.iter().find(|event| event.get("failure_class").is_some_and(|class| class == "evicted"));
-    assert!(evicted.is_some_and(|event| event["message"].contains("low on resource")), "{told:?}");
+    let evicted = eventually("the eviction is told", async || {
+        let told = cluster.worker_events("evicted").await.ok()?;
+        told.into_iter().find(|event| event.get("failure_class").is_some_and(|class| class == "evicted"))
+    })
+    .await;
+    assert!(evicted["message"].contains("low on resource"), "{evicted:?}");
 
     for (task, reason, class) in
         [("no-image", "ErrImagePull", FailureClass::Image), ("bad-name", "InvalidImageName", FailureClass::Image)]
@@ -240,10 +243,7 @@ async fn a_worker_without_a_place_says_so_and_comes_when_there_is_one() -> anyho
     let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}});
     cluster.namespace.create::<k8s_openapi::api::core::v1::ResourceQuota>(quota).await?;
     let quotas = cluster.namespace.api::<k8s_openapi::api::core::v1::ResourceQuota>();
-    eventually("the quota counts", async || {
-        quotas.get("none").await.ok()?.status?.hard.filter(|hard| !hard.is_empty())
-    })
-    .await;
+    cluster.namespace.refuses_pods().await;
     cluster.add("task", 1, &[]).await?;
     let row = eventually("it is told that there is no room", async || {
         let row = rows(&cluster, "task").await.ok()?.into_iter().next()?;
@@ -261,7 +261,9 @@ async fn a_worker_without_a_place_says_so_and_comes_when_there_is_one() -> anyho
 async fn a_worker_that_no_node_takes_is_given_up_in_time() -> anyhow::Result<()> {
     let files = tempfile::tempdir()?;
     let template = template(&files, &json!({"spec": {"nodeSelector": {"no": "such"}}}))?;
-    let flags = ["--pod-template", &template, "--schedule-patience", "1s"];
+    // Long enough for the scheduler to look at it.
+    let patience = ["--schedule-patience", "10s", "--infrastructure-retries", "0"];
+    let flags = [&["--pod-template", &template][..], &patience].concat();
     let cluster = Cluster::start("unschedulable", Pods::Kwok, &flags).await?;
     cluster.add("task", 1, &[]).await?;
     let task = cluster.until("task", TaskState::Failed).await;

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use otto_testkit::ControlPlane;
+use otto_testkit::{ControlPlane, scaler_rules};
 use serde_json::json;
 use tokio::sync::OnceCell;
 
@@ -42,7 +42,7 @@ async fn installed() -> anyhow::Result<&'static ControlPlane> {
             let file = folder.path().join("rights.yaml");
             std::fs::write(&file, rights.join("\n---\n"))?;
             kubectl(plane, &["apply", "-f", &file.display().to_string()]).await?;
-            anyhow::Ok(())
+            plane.granted("ottoscaler:otto-scaler", "ottoscaler-workers", &scaler_rules()?).await
         })
         .await?;
     Ok(plane)

@@ -1,7 +1,6 @@
 //! What cannot work is told where people look: at the start, in the log, and at the task.
 
 use std::path::Path;
-use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -44,7 +43,7 @@ async fn without(verb: &str, resource: &str, flags: &[&str]) -> anyhow::Result<C
 
 async fn in_log(cluster: &Cluster, words: &[&str]) {
     eventually(&format!("the scaler's log says {words:?}"), async || {
-        let log = cluster.scaler.process.log_tail();
+        let log = cluster.scaler.process.log();
         words.iter().all(|word| log.contains(word)).then_some(())
     })
     .await;
@@ -129,6 +128,7 @@ async fn ends(setup: &Setup, kubeconfig: &Path, flags: &[&str]) -> anyhow::Resul
 async fn a_template_that_makes_no_pods_ends_the_start() -> anyhow::Result<()> {
     let setup = Setup::new("templates", Pods::ByHand).await?;
     setup.namespace.label(json!({"pod-security.kubernetes.io/enforce": "baseline"})).await?;
+    setup.namespace.refuses_pods().await;
     let kubeconfig = setup.namespace.scaler_kubeconfig(None).await?;
     let job = |job: Value| json!({"spec": {"containers": [json!({"name": "job"}).as_object().cloned().map(|mut all| { all.extend(job.as_object().cloned().unwrap_or_default()); all })]}});
     for (wrong, words) in [
@@ -203,6 +203,5 @@ async fn events_that_make_no_pods_are_refused_with_the_reason() -> anyhow::Resul
     let label = pod.metadata.labels.unwrap_or_default().remove("ottoscaler.io/task").unwrap_or_default();
     assert!(label.len() <= 63 && label.starts_with("Acme-xxx"), "{label}");
     assert_eq!(pod.metadata.annotations.unwrap_or_default().get("ottoscaler.io/task-id"), Some(&long));
-    tokio::time::timeout(Duration::from_secs(1), cluster.check_launches(1)).await??;
-    Ok(())
+    cluster.check_launches(1).await
 }
