@@ -9,6 +9,8 @@
 //!   `scale_down n` of such a task has nothing to lower and says so: keeping it as a cap for later would let a typing
 //!   error in a task id starve an unrelated task days later.
 
+use std::sync::Arc;
+
 use std::collections::BTreeSet;
 
 use crate::driver::kubernetes::image;
@@ -223,7 +225,7 @@ fn created(event: &ScaleEvent, direction: Direction, defaults: &Defaults, now: M
     let mut record = Record {
         task_id: event.task_id.clone(),
         version: 1,
-        spec: spec(&event.spec, defaults),
+        spec: Arc::new(spec(&event.spec, defaults)),
         wanted: event.count,
         phase: match (cancelled, ended) {
             (true, _) => Phase::Cancelled,

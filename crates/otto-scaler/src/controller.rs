@@ -11,13 +11,15 @@
 //!   again before anything else happens to its task.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use otto_service::client::Backoff;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::Defaults;
@@ -37,6 +39,7 @@ mod drive;
 mod forget;
 mod keep;
 mod others;
+mod soft;
 mod store_health;
 mod task;
 mod tell;
@@ -219,6 +222,7 @@ pub(crate) struct Controller {
     admission: Admission,
     dirty: HashSet<String>,
     timers: BTreeSet<(Millis, String)>,
+    soft_writes: soft::SoftWrites,
     keeping: FuturesUnordered<BoxFuture<'static, keep::Kept>>,
     /// Who may write a record.
     writing: Arc<Semaphore>,
@@ -268,6 +272,7 @@ pub(crate) fn new(
         remains: BTreeSet::new(),
         dirty: HashSet::new(),
         timers: BTreeSet::new(),
+        soft_writes: soft::SoftWrites::default(),
         keeping: FuturesUnordered::new(),
         writing,
         driving: JoinSet::new(),
@@ -290,22 +295,34 @@ impl Controller {
         self.driver.watch(sender)?;
         self.load();
         let stop = self.stop.clone();
+        let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
             self.carry_out();
-            let timer = self.timers.first().map(|(at, _)| self.clock.instant(*at));
+            let due = self.timers.first().map(|(at, _)| self.clock.instant(*at));
+            if let Some(due) = due.filter(|due| *due != timer.deadline()) {
+                timer.as_mut().reset(due);
+            }
             let loaded = self.loaded.is_cancelled();
+            // What came together is planned together.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(done) = self.keeping.next(), if !self.keeping.is_empty() => self.kept(done),
-                Some(done) = self.driving.join_next(), if !self.driving.is_empty() => match done {
-                    Ok(done) => self.driven(done),
-                    // Calls catch their own panics; what is left is a cancelled one, and nothing cancels them.
-                    Err(error) => tracing::error!(%error, "a driver call was lost"),
-                },
+                Some(done) = self.keeping.next(), if !self.keeping.is_empty() => {
+                    self.kept(done);
+                    for _ in 0..UNDER_WAY {
+                        let Some(Some(done)) = self.keeping.next().now_or_never() else { break };
+                        self.kept(done);
+                    }
+                }
+                Some(done) = self.driving.join_next(), if !self.driving.is_empty() => {
+                    self.called(done);
+                    for _ in 0..UNDER_WAY {
+                        let Some(done) = self.driving.try_join_next() else { break };
+                        self.called(done);
+                    }
+                }
                 Some(change) = changes.recv(), if loaded => {
                     self.observed(change);
-                    // What came together is planned together.
                     for _ in 0..UNDER_WAY {
                         let Ok(change) = changes.try_recv() else { break };
                         self.observed(change);
@@ -313,14 +330,23 @@ impl Controller {
                 }
                 Some(command) = self.commands.recv(), if self.under_way < UNDER_WAY && (loaded || self.load_failed) => {
                     self.command(command);
+                    while self.under_way < UNDER_WAY && let Ok(command) = self.commands.try_recv() {
+                        self.command(command);
+                    }
                 }
-                () = tokio::time::sleep_until(timer.unwrap_or_else(tokio::time::Instant::now)), if timer.is_some() => {
-                    self.timers_due();
-                }
+                () = timer.as_mut(), if due.is_some() => self.timers_due(),
             }
         }
         self.finish().await;
         Ok(())
+    }
+
+    fn called(&mut self, done: Result<drive::Driven, JoinError>) {
+        match done {
+            Ok(done) => self.driven(done),
+            // Calls catch their own panics; what is left is a cancelled one, and nothing cancels them.
+            Err(error) => tracing::error!(%error, "a driver call was lost"),
+        }
     }
 
     /// Lets the writes under way come back, so that callers get their answers.
@@ -333,7 +359,7 @@ impl Controller {
             // A creation under way is finished, so that none is left half made.
             while self.driving.join_next().await.is_some() {}
         };
-        if tokio::time::timeout(std::time::Duration::from_secs(5), rest).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(5), rest).await.is_err() {
             tracing::warn!("the task store or the driver did not answer in time; their calls are abandoned");
         }
     }

@@ -1,5 +1,7 @@
 //! Starts, watches and ends workers somewhere: child processes here, Pods in a cluster.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
@@ -21,7 +23,7 @@ pub(crate) struct WorkerKey {
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
     pub(crate) key: WorkerKey,
-    pub(crate) spec: Spec,
+    pub(crate) spec: Arc<Spec>,
     /// W3C trace context of the scaler's span.
     pub(crate) traceparent: Option<String>,
 }
@@ -30,8 +32,6 @@ pub(crate) struct Launch {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Observed {
     pub(crate) key: WorkerKey,
-    /// Pod or run-directory name.
-    pub(crate) name: String,
     pub(crate) state: State,
     pub(crate) created_at: Millis,
     pub(crate) started_at: Option<Millis>,

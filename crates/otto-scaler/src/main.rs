@@ -10,6 +10,7 @@ mod inbox;
 mod leadership;
 mod metrics;
 mod plan;
+mod runtime;
 mod serve;
 mod standby;
 mod store;
@@ -19,6 +20,10 @@ mod worker_events;
 use std::process::ExitCode;
 
 use otto_service::{drain, probe, settings, telemetry};
+
+/// A burst is thousands of small records, requests and answers, made and dropped.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     if let Some(code) = probe::run_if_asked() {
@@ -31,7 +36,7 @@ fn main() -> ExitCode {
             return exit.code();
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime::build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: the runtime cannot be started: {error}");

@@ -3,6 +3,7 @@
 //! Pure data: no clock, no I/O. Times are milliseconds since the Unix epoch.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -67,7 +68,7 @@ pub(crate) struct Record {
     pub(crate) task_id: String,
     /// Rises by one with every stored change; compared before each write.
     pub(crate) version: u64,
-    pub(crate) spec: Spec,
+    pub(crate) spec: Arc<Spec>,
     /// Target number of workers.
     pub(crate) wanted: u32,
     pub(crate) phase: Phase,

@@ -14,6 +14,7 @@ use otto_proto::v1::WorkerEvent;
 use otto_proto::v1::worker_event::Type;
 use otto_service::client::Backoff;
 use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::controller::board::Board;
@@ -32,6 +33,8 @@ const QUEUE: usize = 16_384;
 const WATCHERS: usize = 4_096;
 /// Events given to a sink at once; the log server's maximum.
 const BATCH: usize = 1_000;
+/// Between two batches: in a burst, many small ones would cost more than what is in them.
+const APART: Duration = Duration::from_millis(10);
 
 /// A place that takes worker events, in order, at least once (readers tell repeats by `event_id`).
 pub(crate) trait Sink: Send + Sync + 'static {
@@ -176,9 +179,13 @@ impl Carrier {
     }
 
     async fn carry(&self, board: &Board, driver: &dyn Driver, loaded: &CancellationToken) {
+        let mut next = Instant::now();
         loop {
             let events = self.queue.first();
-            if !events.is_empty() {
+            if !events.is_empty() && next > Instant::now() {
+                tokio::time::sleep_until(next).await;
+            } else if !events.is_empty() {
+                next = Instant::now() + APART;
                 self.deliver(&events).await;
                 self.queue.taken(events.len());
             } else if loaded.is_cancelled() && self.queue.incomplete.swap(false, Ordering::AcqRel) {

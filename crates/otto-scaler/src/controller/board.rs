@@ -50,7 +50,11 @@ impl Board {
     /// Shows a task as it is now.
     pub(crate) fn show(&self, record: Arc<Record>) {
         let mut tasks = self.tasks.write().unwrap_or_else(PoisonError::into_inner);
-        let before = tasks.by_id.insert(record.task_id.clone(), Arc::clone(&record));
+        let shown = Arc::clone(&record);
+        let before = match tasks.by_id.get_mut(&record.task_id) {
+            Some(before) => Some(std::mem::replace(before, shown)),
+            None => tasks.by_id.insert(record.task_id.clone(), shown),
+        };
         let place = |record: &Record| (record.created_at, !record.phase.is_terminal());
         if before.as_deref().map(place) != Some(place(&record)) {
             tasks.move_to(before.as_deref(), &record);

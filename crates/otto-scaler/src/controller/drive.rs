@@ -1,6 +1,6 @@
 //! The loop and the driver: what is observed into facts, plans into calls.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use otto_service::telemetry;
 use tracing::Instrument;
 
 use super::task::Task;
-use super::{Controller, LIST, keep};
+use super::{Controller, LIST};
 use crate::driver::{DriverError, Launch, Observed, State, WorkerKey};
 use crate::plan::{self, Attempt, Fact, Plan, Refused, Weight};
 use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
@@ -257,8 +257,9 @@ impl Controller {
         }
         match settled {
             Some((record, weight)) => {
-                self.board.show(Arc::new(record.clone()));
-                self.write_when_due(task_id, task, record, weight, now);
+                let record = Arc::new(record);
+                self.board.show(Arc::clone(&record));
+                self.write_when_due(task_id, task, &record, weight, now);
             }
             None => task.soft_due = None,
         }
@@ -274,12 +275,12 @@ impl Controller {
         }
     }
 
-    fn write_when_due(&mut self, task_id: &str, task: &mut Task, record: Record, weight: Weight, now: Millis) {
+    fn write_when_due(&mut self, task_id: &str, task: &mut Task, record: &Record, weight: Weight, now: Millis) {
         if task.busy || task.uncertain {
             return;
         }
         if weight == Weight::Soft {
-            let due = *task.soft_due.get_or_insert(now + keep::SOFT_DELAY);
+            let due = *task.soft_due.get_or_insert_with(|| self.soft_writes.turn(now));
             if due > now {
                 return;
             }
@@ -289,7 +290,7 @@ impl Controller {
                 outage.stuck.insert(task_id.to_owned());
                 task.soft_due = None;
             }
-            None => self.write_settled(task_id, task, record),
+            None => self.write_settled(task_id, task, record.clone()),
         }
     }
 
@@ -342,8 +343,9 @@ impl Controller {
         for attempt in plan.remove {
             self.call(task_id, task, attempt, false);
         }
-        let taken = task.facts.workers.iter().filter(|(_, fact)| fact.is_live()).map(|(attempt, _)| attempt);
-        let taken = taken.chain(&task.facts.creating).collect::<BTreeSet<_>>().len();
+        let live = |attempt: &Attempt| task.facts.workers.get(attempt).is_some_and(|fact| fact.is_live());
+        let taken = task.facts.workers.values().filter(|fact| fact.is_live()).count()
+            + task.facts.creating.iter().filter(|attempt| !live(attempt)).count();
         let (repository, priority, created_at) = stored
             .map_or(("", 0, 0), |record| (record.spec.repository.as_str(), record.spec.priority, record.created_at));
         self.admission.set(task_id, (repository, priority, created_at), plan.ready, taken);
@@ -392,7 +394,7 @@ impl Controller {
         let traceparent = telemetry::traceparent(&span).or_else(|| stored.spec.traceparent.clone());
         let driver = Arc::clone(&self.driver);
         let call = async move {
-            let launch = Launch { key: key.clone(), spec: stored.spec.clone(), traceparent };
+            let launch = Launch { key: key.clone(), spec: Arc::clone(&stored.spec), traceparent };
             let created = AssertUnwindSafe(async { driver.create(launch).await }).catch_unwind().await;
             let panicked = |_| {
                 Err(DriverError::Busy {

@@ -24,8 +24,6 @@ pub(super) const EXPIRE_EVERY: Millis = 60_000;
 pub(super) const EXPIRE_BATCH: usize = 500;
 /// Other writers an event gives way to, before its sender is asked to try again.
 pub(crate) const CONFLICTS: u32 = 16;
-/// Changes that a look at the driver would tell again are stored within this.
-pub(super) const SOFT_DELAY: Millis = 500;
 
 pub(super) fn backoff() -> Backoff {
     Backoff::new(Duration::from_millis(100), Duration::from_secs(2))

@@ -1,5 +1,7 @@
 //! Names of workers.
 
+use std::fmt::Write;
+
 use sha2::{Digest, Sha256};
 
 use crate::driver::WorkerKey;
@@ -28,9 +30,11 @@ pub(crate) fn worker_name(key: &WorkerKey) -> String {
     }
     let digest = Sha256::digest(key.task_id.as_bytes());
     for byte in &digest[..5] {
-        name.push_str(&format!("{byte:02x}"));
+        let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or_default();
+        name.extend([digit(byte >> 4), digit(byte & 15)]);
     }
-    name.push_str(&format!("-{}-{}", key.index, key.attempt));
+    // Writing into a string never fails.
+    let _ = write!(name, "-{}-{}", key.index, key.attempt);
     name
 }
 

@@ -252,7 +252,7 @@ mod tests {
         let mut record = Record {
             task_id: "t".into(),
             version: 1,
-            spec: crate::task::Spec::default(),
+            spec: std::sync::Arc::default(),
             wanted: 1,
             phase: Phase::Live,
             workers: Vec::new(),

@@ -364,7 +364,7 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{Class, Outcome, Spec, Worker};
+    use crate::task::{Class, Outcome, Worker};
 
     #[test]
     fn a_task_says_what_its_workers_wait_for() {
@@ -381,7 +381,7 @@ mod tests {
             let record = Record {
                 task_id: "t".into(),
                 version: 1,
-                spec: Spec::default(),
+                spec: Arc::default(),
                 wanted: 3,
                 phase: Phase::Live,
                 workers,

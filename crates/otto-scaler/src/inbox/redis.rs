@@ -135,7 +135,7 @@ impl Redis {
 
     /// What others than the leader write.
     pub(crate) fn changes(&self) -> Changes {
-        Changes::new(self.link.clone(), self.keys.changes())
+        Changes::new(self.link.clone(), self.keys.changes().to_owned())
     }
 
     /// The events that could not be applied.

@@ -78,16 +78,24 @@ impl Admission {
         ready: BTreeSet<u32>,
         taken: usize,
     ) {
-        if ready.is_empty() && taken == 0 && !self.tasks.contains_key(task_id) {
+        let idle = ready.is_empty() && taken == 0;
+        let place = (created_at.saturating_sub(Millis::from(priority) * STEP), created_at);
+        let same = |task: &Task| {
+            task.ready == ready
+                && task.taken == taken
+                && (task.rank.0, task.rank.1) == place
+                && task.repository == repository
+        };
+        if self.tasks.get(task_id).map_or(idle, same) {
             return;
         }
         self.forget(task_id);
-        if ready.is_empty() && taken == 0 {
+        if idle {
             return;
         }
         self.taken += taken;
         self.repositories.entry(repository.to_owned()).or_default().taken += taken;
-        let rank = (created_at.saturating_sub(Millis::from(priority) * STEP), created_at, task_id.to_owned());
+        let rank = (place.0, place.1, task_id.to_owned());
         self.tasks.insert(task_id.to_owned(), Task { repository: repository.to_owned(), rank, ready, taken });
         self.list_task(task_id, repository);
     }

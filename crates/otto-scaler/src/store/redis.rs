@@ -87,7 +87,7 @@ impl RedisStore {
                 continue;
             }
             let ids: Vec<String> = redis::cmd("ZREVRANGE")
-                .arg(&index)
+                .arg(index)
                 .arg(0)
                 .arg(most - 1)
                 .query_async(&mut link)

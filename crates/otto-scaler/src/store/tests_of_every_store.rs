@@ -7,7 +7,7 @@ pub(crate) fn record(task_id: &str, version: u64) -> Record {
     Record {
         task_id: task_id.to_owned(),
         version,
-        spec: Spec { command: vec!["true".to_owned()], ..Spec::default() },
+        spec: Spec { command: vec!["true".to_owned()], ..Spec::default() }.into(),
         wanted: 1,
         phase: Phase::Live,
         workers: Vec::new(),

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use otto_proto::v1::TaskState;
-use otto_testkit::eventually;
+use otto_testkit::{eventually, eventually_progressing};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::setup::{Fixture, lines, shell};
@@ -28,7 +28,8 @@ fn runs(pid: i32) -> bool {
 fn family(pids: &Path) -> String {
     let pids = pids.display();
     format!(
-        "sleep 1000 & setsid sleep 1000 & echo $$ > {pids}.tmp; pgrep -P $$ sleep >> {pids}.tmp; mv {pids}.tmp {pids}; wait"
+        "sleep 1000 & setsid sleep 1000 & until [ $(pgrep -P $$ sleep | wc -l) = 2 ]; do :; done; \
+         echo $$ > {pids}.tmp; pgrep -P $$ sleep >> {pids}.tmp; mv {pids}.tmp {pids}; wait"
     )
 }
 
@@ -77,7 +78,11 @@ async fn two_hundred_workers_are_started_exactly_once_though_the_scaler_is_kille
     fixture.calls.scale_up(shell("many", WORKERS as i32, &script)).await.unwrap();
     for part in 1..=5 {
         let at_least = WORKERS * part / 6;
-        eventually("more have begun", || async { (lines(&starts).len() >= at_least).then_some(()) }).await;
+        eventually_progressing("more have begun", || async {
+            let begun = lines(&starts).len();
+            (begun >= at_least).then_some(()).ok_or(begun)
+        })
+        .await;
         fixture.kill_and_restart().await;
     }
     let task = fixture.until_state("many", TaskState::Succeeded).await;

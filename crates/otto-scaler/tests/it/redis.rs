@@ -75,10 +75,14 @@ async fn a_second_scaler_on_the_same_stream_stands_by() {
     let url = redis.url();
     let mut one = Fixture::start(&["--redis-url", &url]).await;
     one.calls.scale_up(shell("first", 1, "true")).await.unwrap();
-    let mut two = Fixture::start(&["--redis-url", &url]).await;
+    let mut two = Fixture::start_unready(&["--redis-url", &url]).await;
     let stands_by = async |two: &Fixture| {
-        let (status, text) = two.http("/readyz").await;
-        assert!(status == 503 && text.contains("another otto-scaler (") && text.contains("owns this stream"), "{text}");
+        eventually("the other stands by", async || {
+            let (status, text) = two.http("/readyz").await;
+            assert_eq!(status, 503, "{text}");
+            (text.contains("another otto-scaler (") && text.contains("owns this stream")).then_some(())
+        })
+        .await;
     };
     stands_by(&two).await;
     assert_eq!(two.http("/livez").await.0, 200);

@@ -19,6 +19,13 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) async fn start(extra: &[&str]) -> Fixture {
+        let mut fixture = Self::start_unready(extra).await;
+        fixture.scaler.until_ready().await.unwrap();
+        fixture
+    }
+
+    /// One that may never be ready.
+    pub(crate) async fn start_unready(extra: &[&str]) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         // Nobody listens on port 1.
         let mut flags = vec!["--log-server", "http://127.0.0.1:1", "--keep-ended", "0s", "--drain-limit", "0s"];
@@ -34,6 +41,7 @@ impl Fixture {
     pub(crate) async fn kill_and_restart(&mut self) {
         self.scaler.process.kill().await.unwrap();
         self.scaler.restart().await.unwrap();
+        self.scaler.until_ready().await.unwrap();
         let channel = self.scaler.channel().await.unwrap();
         self.calls = OttoscalerServiceClient::new(channel.clone());
         self.tasks = TaskServiceClient::new(channel);

@@ -196,7 +196,6 @@ impl MemoryDriver {
         };
         let seen = Observed {
             key: key.clone(),
-            name: self.worker_name(key),
             started_at: (!never_began).then_some(1),
             state,
             created_at: 1,

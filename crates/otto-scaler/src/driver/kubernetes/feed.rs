@@ -37,7 +37,7 @@ const LONGEST_LINE: usize = 16 << 20;
 const BURST: u32 = 20;
 const SPAN: Duration = Duration::from_millis(100);
 /// and what the server sends is taken every so often: many small looks cost more than what is in them.
-const REST: Duration = Duration::from_millis(5);
+const REST: Duration = Duration::from_millis(15);
 
 /// What is followed.
 #[derive(Clone, Debug)]

@@ -73,7 +73,14 @@ impl Driving {
     async fn synced(namespace: &Namespace<'_>) -> Self {
         let driving = Self::start(&namespace.scaler_kubeconfig(None).await.unwrap()).await;
         driving.list().await;
+        driving.checked().await;
         driving
+    }
+
+    /// Waits until the cluster has taken the template: nothing is created before.
+    async fn checked(&self) {
+        let checked = &self.driver.shared.checked;
+        eventually("the template is taken", || async { (*checked.borrow() == Checked::Good).then_some(()) }).await;
     }
 
     async fn list(&self) -> Vec<Observed> {
@@ -119,7 +126,7 @@ fn pod_name(task: &str) -> String {
 
 fn launch(task: &str) -> Launch {
     let spec = Spec { image: "busybox".to_owned(), command: vec!["true".to_owned()], ..Spec::default() };
-    Launch { key: key(task), spec, traceparent: None }
+    Launch { key: key(task), spec: spec.into(), traceparent: None }
 }
 
 fn created(state: &State) -> bool {

@@ -52,7 +52,6 @@ impl Known {
         };
         Observed {
             key: key.clone(),
-            name: name::worker_name(key),
             state,
             created_at: self.created_at,
             started_at: self.life.started_at,
@@ -97,14 +96,7 @@ struct Made {
 
 impl Made {
     fn observed(&self, key: &WorkerKey, state: State) -> Observed {
-        Observed {
-            key: key.clone(),
-            name: name::worker_name(key),
-            state,
-            created_at: self.created_at,
-            started_at: None,
-            node_name: String::new(),
-        }
+        Observed { key: key.clone(), state, created_at: self.created_at, started_at: None, node_name: String::new() }
     }
 }
 

@@ -180,6 +180,8 @@ pub(super) fn c_strings(words: &[OsString]) -> std::io::Result<Vec<CString>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::task::Spec;
 
@@ -192,7 +194,7 @@ mod tests {
             ..Spec::default()
         };
         let key = WorkerKey { task_id: "t".into(), index: 2, attempt: 3 };
-        Launch { key, spec, traceparent: Some("00-1-2-01".into()) }
+        Launch { key, spec: spec.into(), traceparent: Some("00-1-2-01".into()) }
     }
 
     fn environment(file: &LaunchFile, own: &[(&str, &str)]) -> Vec<String> {
@@ -250,10 +252,9 @@ mod tests {
             assert_eq!(refused.class, Class::Config, "{refused:?}");
         }
         let mut nul = launch(&[]);
-        nul.spec.args.push("a\0b".into());
+        Arc::make_mut(&mut nul.spec).args.push("a\0b".into());
         assert!(LaunchFile::new(&nul, 1).check().unwrap_err().message.contains("NUL"));
-        nul.spec.args.clear();
-        nul.spec.command.clear();
+        nul.spec = Arc::default();
         assert!(LaunchFile::new(&nul, 1).check().unwrap_err().message.contains("no command"));
         assert!(LaunchFile::new(&launch(&[("A", "")]), 1).check().is_ok());
     }

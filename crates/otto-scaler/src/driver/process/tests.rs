@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use otto_testkit::PATIENCE;
 use tempfile::TempDir;
 
 use super::*;
@@ -59,9 +59,6 @@ mv "$dir/exit.tmp" "$dir/exit.json"
 drain
 "#;
 
-/// How long a state is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// A data directory and the stand-in in it.
 struct Place {
     dir: TempDir,
@@ -100,10 +97,12 @@ impl Place {
     }
 }
 
+/// Written by another process: what this one has open for writing is open, for a moment, in every process that a test
+/// beside this one starts, and cannot be executed meanwhile.
 fn write_agent(dir: &Path) {
-    let path = dir.join("otto-worker");
-    fs::write(&path, AGENT).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", r#"printf %s "$AGENT" >"$0" && chmod 755 "$0""#]).arg(dir.join("otto-worker"));
+    assert!(command.env("AGENT", AGENT).status().unwrap().success());
 }
 
 fn options(dir: &Path, mode: &str) -> Options {
@@ -124,7 +123,7 @@ fn key(task_id: &str, index: u32) -> WorkerKey {
 
 fn shell(key: &WorkerKey, script: &str) -> Launch {
     let spec = Spec { command: vec!["sh".into(), "-c".into(), script.into()], ..Spec::default() };
-    Launch { key: key.clone(), spec, traceparent: None }
+    Launch { key: key.clone(), spec: spec.into(), traceparent: None }
 }
 
 impl Driven {

@@ -50,7 +50,6 @@ impl Worker {
         let seen = self.seen().clone()?;
         Some(Observed {
             key: self.key.clone(),
-            name: self.name.clone(),
             state: seen.state,
             created_at: seen.created_at,
             started_at: seen.started_at,

@@ -13,6 +13,12 @@ pub(crate) struct Keys {
     prefix: String,
     /// `otto:scale:events:dead`
     pub(crate) dead: String,
+    // Those of every write.
+    live: String,
+    ended: String,
+    applied: String,
+    owner: String,
+    changes: String,
 }
 
 impl Keys {
@@ -36,8 +42,18 @@ impl Keys {
                 ));
             }
         };
-        let dead = format!("{stream}:dead");
-        Ok(Self { stream: stream.to_owned(), group: group.to_owned(), prefix, dead })
+        let key = |name: &str| format!("{prefix}:{name}");
+        Ok(Self {
+            stream: stream.to_owned(),
+            group: group.to_owned(),
+            dead: format!("{stream}:dead"),
+            live: key("tasks:live"),
+            ended: key("tasks:ended"),
+            applied: key("applied"),
+            owner: key("owner"),
+            changes: key("changes"),
+            prefix,
+        })
     }
 
     /// Record of a task.
@@ -46,18 +62,18 @@ impl Keys {
     }
 
     /// Sorted set: tasks that have not ended, by their creation.
-    pub(crate) fn live(&self) -> String {
-        format!("{}:tasks:live", self.prefix)
+    pub(crate) fn live(&self) -> &str {
+        &self.live
     }
 
     /// Sorted set: tasks that have ended, by their end.
-    pub(crate) fn ended(&self) -> String {
-        format!("{}:tasks:ended", self.prefix)
+    pub(crate) fn ended(&self) -> &str {
+        &self.ended
     }
 
     /// Highest id up to which every entry is settled.
-    pub(crate) fn applied(&self) -> String {
-        format!("{}:applied", self.prefix)
+    pub(crate) fn applied(&self) -> &str {
+        &self.applied
     }
 
     /// Sorted set: entries that were deleted before they were settled, until that is reported.
@@ -71,8 +87,8 @@ impl Keys {
     }
 
     /// The scaler which reads the stream: its id and its name.
-    pub(crate) fn owner(&self) -> String {
-        format!("{}:owner", self.prefix)
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
     }
 
     /// Number of the last turn of leadership that had the stream.
@@ -81,8 +97,8 @@ impl Keys {
     }
 
     /// Stream: tasks that others than the leader changed, for the leader.
-    pub(crate) fn changes(&self) -> String {
-        format!("{}:changes", self.prefix)
+    pub(crate) fn changes(&self) -> &str {
+        &self.changes
     }
 
     /// Written by every ping.

@@ -2,6 +2,7 @@
 //!
 //! One entry per event, at least once: `event_id` tells repeats. Fields that have nothing to say are left out.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -30,7 +31,7 @@ impl RedisWorkerEvents {
         for event in events {
             let add = pipeline.cmd("XADD").arg(&self.stream).arg("MAXLEN").arg("~").arg(self.max).arg("*");
             for (name, value) in fields(event) {
-                add.arg(name).arg(value);
+                add.arg(name).arg(&*value);
             }
             add.ignore();
         }
@@ -50,34 +51,33 @@ impl Sink for RedisWorkerEvents {
 }
 
 /// An event as fields; enums by their short names: `started`, `out_of_memory`.
-fn fields(event: &WorkerEvent) -> Vec<(String, String)> {
+fn fields(event: &WorkerEvent) -> Vec<(&str, Cow<'_, str>)> {
     let mut fields = vec![
-        ("event_id", event.event_id.clone()),
-        ("type", short(event.r#type().as_str_name(), "TYPE_")),
-        ("task_id", event.task_id.clone()),
+        ("event_id", Cow::from(&event.event_id)),
+        ("type", short(event.r#type().as_str_name(), "TYPE_").into()),
+        ("task_id", Cow::from(&event.task_id)),
     ];
     if !event.worker_id.is_empty() {
-        fields.push(("worker_id", event.worker_id.clone()));
-        fields.push(("index", event.index.to_string()));
-        fields.push(("attempt", event.attempt.to_string()));
+        fields.push(("worker_id", Cow::from(&event.worker_id)));
+        fields.push(("index", event.index.to_string().into()));
+        fields.push(("attempt", event.attempt.to_string().into()));
     }
     if let Some(time) = event.time.as_ref().and_then(rfc3339) {
-        fields.push(("time", time));
+        fields.push(("time", time.into()));
     }
     if event.failure_class() != FailureClass::Unspecified {
-        fields.push(("failure_class", short(event.failure_class().as_str_name(), "FAILURE_CLASS_")));
+        fields.push(("failure_class", short(event.failure_class().as_str_name(), "FAILURE_CLASS_").into()));
     }
     let numbers = [("exit_code", event.exit_code), ("signal", event.signal)];
-    fields.extend(numbers.into_iter().filter_map(|(name, number)| Some((name, number?.to_string()))));
+    fields.extend(numbers.into_iter().filter_map(|(name, number)| Some((name, number?.to_string().into()))));
     if let Some(time) = event.retry_at.as_ref().and_then(rfc3339) {
-        fields.push(("retry_at", time));
+        fields.push(("retry_at", time.into()));
     }
     let texts = [("task_state", &event.task_state), ("node_name", &event.node_name), ("message", &event.message)];
-    fields.extend(texts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name, text.clone())));
-    let mut fields: Vec<_> = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    fields.extend(texts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name, Cow::from(text))));
     let mut context: Vec<_> = event.context.iter().filter(|(_, value)| !value.is_empty()).collect();
     context.sort();
-    fields.extend(context.into_iter().map(|(name, value)| (name.clone(), value.clone())));
+    fields.extend(context.into_iter().map(|(name, value)| (name.as_str(), Cow::from(value))));
     fields
 }
 

@@ -40,7 +40,7 @@ impl PodMaker {
                 ..Spec::default()
             };
             let key = WorkerKey { task_id: TASK.to_owned(), index: 0, attempt: 1 };
-            let pod = self.make(&Launch { key, spec, traceparent: None }, NOBODY);
+            let pod = self.make(&Launch { key, spec: spec.into(), traceparent: None }, NOBODY);
             let pod = pod.map_err(|outcome| anyhow!("{}: {}", self.called(class), outcome.message))?;
             Ok(Trial { class: class.map(str::to_owned), pod })
         };

@@ -11,13 +11,9 @@ async fn a_used_up_quota_is_waited_for() {
     let namespace = plane.namespace("quota").await.unwrap();
     let quota = json!({ "metadata": { "name": "few" }, "spec": { "hard": { "pods": "1" } } });
     namespace.create::<ResourceQuota>(quota).await.unwrap();
-    let quotas = namespace.api::<ResourceQuota>();
-    eventually("the quota is counted", || async {
-        quotas.get("few").await.unwrap().status.and_then(|status| status.used).map(|_| ())
-    })
-    .await;
     let driving = Driving::synced(&namespace).await;
     driving.create("one").await.unwrap();
+    namespace.refuses_pods().await;
     let (class, message) = busy(driving.create("two").await);
     assert_eq!(class, Class::Quota);
     assert!(message.contains("exceeded quota: few"), "{message}");
@@ -32,6 +28,7 @@ async fn what_the_namespace_does_not_admit_ends_the_start() {
     let bad = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(bad.path(), "spec: {hostNetwork: true}").unwrap();
     namespace.label(json!({ "pod-security.kubernetes.io/enforce": "restricted" })).await.unwrap();
+    namespace.refuses_pods().await;
     let kubeconfig = namespace.scaler_kubeconfig(None).await.unwrap();
     let options = options(&["--pod-template", bad.path().to_str().unwrap()]);
     let opened =
@@ -47,7 +44,7 @@ async fn an_image_that_cannot_be_is_refused() {
     let driving = Driving::synced(&namespace).await;
     let mut launch = launch("t");
     // Nothing of ours finds fault with it, the API server does.
-    launch.spec.env.insert("A".to_owned(), "x".repeat(1_600_000));
+    Arc::make_mut(&mut launch.spec).env.insert("A".to_owned(), "x".repeat(1_600_000));
     let outcome = refused(bounded(driving.driver.create(launch)).await);
     assert_eq!(outcome.class, Class::Config);
     assert_eq!(namespace.list_pods().await.unwrap().len(), 0);
@@ -67,6 +64,7 @@ async fn a_missing_right_is_named() {
         .unwrap();
     let driving = Driving::start(&namespace.kubeconfig("weak", None).await.unwrap()).await;
     driving.list().await;
+    driving.checked().await;
     let (class, message) = busy(driving.create("t").await);
     assert_eq!(class, Class::Infrastructure);
     let place = format!("may not create configmaps in the namespace {}", namespace.name());

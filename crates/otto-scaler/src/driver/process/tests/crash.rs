@@ -54,7 +54,11 @@ async fn each_worker_is_started_exactly_once_though_the_scaler_is_killed() {
     for part in 1..=8_u32 {
         let mut scaler = start();
         let wanted = (WORKERS * part / 10) as usize;
-        eventually("more workers have begun", || begun() >= wanted || place.path("done").exists()).await;
+        otto_testkit::eventually_progressing("more workers have begun", async || {
+            let begun = begun();
+            (begun >= wanted || place.path("done").exists()).then_some(()).ok_or(begun)
+        })
+        .await;
         // At another moment each time.
         tokio::time::sleep(Duration::from_millis(u64::from(part * 7 % 5))).await;
         scaler.kill().unwrap();

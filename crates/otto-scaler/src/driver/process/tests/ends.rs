@@ -80,7 +80,9 @@ async fn a_survivor_whose_agent_is_killed_is_lost_too() {
 #[tokio::test]
 async fn stopping_is_the_agents_work() {
     let place = Place::new();
-    let mut driven = place.open("");
+    // The driver itself does nothing before the grace period is over.
+    let stop_grace = Duration::from_secs(60);
+    let mut driven = Driven::open(Options { stop_grace, ..options(place.dir.path(), "") });
     let key = key("t", 0);
     driven.driver.create(shell(&key, "sleep 1000")).await.unwrap();
     driven.running(&key).await;

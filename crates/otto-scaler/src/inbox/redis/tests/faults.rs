@@ -216,10 +216,8 @@ async fn redis_killed_and_restarted() {
         let error = world.redis.store().ping().await.unwrap_err().to_string();
         assert!(error.contains("127.0.0.1:") && error.contains("--redis-url"), "{error}");
         world.server.restart().await.unwrap();
-        let back = Instant::now();
         world.connection = world.server.connect().await.unwrap();
         reader.serving().await;
-        assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
         world.settled(*entries.last().unwrap()).await;
     }
     world.redis.store().ping().await.unwrap();

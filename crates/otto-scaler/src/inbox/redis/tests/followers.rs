@@ -61,7 +61,7 @@ impl LeaderAtWork {
     }
 
     async fn workers(&self) -> BTreeSet<String> {
-        self.driver.list().await.unwrap().into_iter().map(|worker| worker.name).collect()
+        self.driver.list().await.unwrap().into_iter().map(|worker| self.driver.worker_name(&worker.key)).collect()
     }
 
     async fn creates(&self, name: &str) {
@@ -126,12 +126,16 @@ async fn many_writers_of_one_task() {
     let apply = async |count: u32| {
         for task in ["a", "b", "c"] {
             let event = event(task, Direction::Up, count);
-            let applied = match count % 3 {
-                0 => one.apply(&event).await,
-                1 => two.apply(&event).await,
-                _ => leader.handle.apply(event).await,
-            };
-            names(applied);
+            // As any client, who asks again.
+            let applied = eventually("it is applied", async || {
+                let applied = match count % 3 {
+                    0 => one.apply(&event).await,
+                    1 => two.apply(&event).await,
+                    _ => leader.handle.apply(event.clone()).await,
+                };
+                Some(applied).filter(|applied| !matches!(applied, Err(ApplyError::Unavailable { .. })))
+            });
+            names(applied.await);
         }
     };
     futures::future::join_all((1..=30).map(apply)).await;
@@ -224,7 +228,7 @@ async fn the_leader_hears_at_once() {
     }
     waits.sort();
     println!("from the follower's answer to the driver: median {:?}, longest {:?}", waits[25], waits[49]);
-    // A loaded machine may take longer, but not as long as any timer does.
-    assert!(waits[25] < Duration::from_millis(100), "{waits:?}");
+    // A loaded machine may take longer, but not as long as any timer does: a read waits for 2 s.
+    assert!(waits[25] < Duration::from_secs(1), "{waits:?}");
     leader.stop().await;
 }

@@ -1,5 +1,7 @@
 //! What a real API server says to the Pods.
 
+use std::sync::Arc;
+
 use http::Request;
 use kube::Client;
 use otto_testkit::{ControlPlane, Namespace};
@@ -90,6 +92,7 @@ async fn pods_fit_where_only_restricted_ones_may_be() {
     let plane = ControlPlane::shared().await.unwrap();
     let namespace = plane.namespace("restricted").await.unwrap();
     namespace.label(json!({"pod-security.kubernetes.io/enforce": "restricted"})).await.unwrap();
+    namespace.refuses_pods().await;
     let job = "spec: {containers: [{name: job, securityContext: {runAsNonRoot: true, capabilities: {drop: [ALL]}}}]}";
     assert_eq!(said(&namespace, job).await, "");
     let problem = said(&namespace, "").await;
@@ -177,7 +180,7 @@ async fn templates_of_manual_and_manifests_are_taken() {
     }
     let gpu = maker(MANUAL.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap());
     let mut launch = launch();
-    launch.spec.resource_class = "gpu".into();
+    Arc::make_mut(&mut launch.spec).resource_class = "gpu".into();
     let pod = pod_of(&gpu, &launch);
     assert_eq!(pod["spec"]["initContainers"], json!([]));
     assert_eq!(pod["spec"]["containers"][1]["resources"]["limits"], json!({"memory": "4Gi", "nvidia.com/gpu": 1}));
