@@ -159,7 +159,8 @@ pub(crate) struct LimitArgs {
     /// the driver kubernetes at least 10m.
     #[arg(long, env = "OTTO_KEEP_ENDED", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     pub(crate) keep_ended: Duration,
-    /// Ended workers of which something is left, at most: of more, the oldest are removed, however young they are.
+    /// Ended workers of which something is left: of more, the oldest are removed, however young they are. In a burst this
+    /// takes a minute or two, so that it does not slow down the start of others; twice as many never stay.
     #[arg(long, env = "OTTO_MAX_ENDED", value_name = "N", default_value = "2000")]
     pub(crate) max_ended: u32,
 }

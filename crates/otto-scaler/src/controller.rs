@@ -187,7 +187,8 @@ pub(crate) struct Options {
     pub(crate) creations: usize,
     /// Records being written at once.
     pub(crate) writes: usize,
-    /// Ended attempts that the driver keeps at once, however young.
+    /// Ended attempts that the driver keeps, however young: of more, the oldest go within about a minute, and at once if
+    /// there are twice as many.
     pub(crate) remains: usize,
 }
 
@@ -219,6 +220,8 @@ pub(crate) struct Controller {
     ended: BTreeSet<(Millis, String)>,
     /// Ended attempts that the driver keeps, oldest end first.
     remains: BTreeSet<(Millis, String, u32, u32)>,
+    /// There are too many, and some go soon.
+    shortening: bool,
     admission: Admission,
     dirty: HashSet<String>,
     timers: BTreeSet<(Millis, String)>,
@@ -270,6 +273,7 @@ pub(crate) fn new(
         tasks: HashMap::new(),
         ended: BTreeSet::new(),
         remains: BTreeSet::new(),
+        shortening: false,
         dirty: HashSet::new(),
         timers: BTreeSet::new(),
         soft_writes: soft::SoftWrites::default(),
@@ -392,6 +396,7 @@ impl Controller {
             PROBE => self.probe(),
             LOAD => self.load(),
             RELOAD => self.reload(),
+            SHORTEN => self.shorten(),
             other => tracing::error!(chore = other, "unknown chore"),
         }
     }
@@ -404,6 +409,7 @@ const EXPIRE: &str = "expire";
 const PROBE: &str = "probe";
 const LOAD: &str = "load";
 const RELOAD: &str = "reload";
+const SHORTEN: &str = "shorten";
 
 #[cfg(test)]
 pub(crate) mod tests;

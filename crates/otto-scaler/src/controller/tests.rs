@@ -199,6 +199,28 @@ async fn from_event_to_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_too_many_remains_the_oldest_go_little_by_little() {
+    let mut f = start_with(Options { remains: 20, ..options() }, &Arc::default(), &Arc::default());
+    f.ready().await;
+    changed(f.up("a", 50).await);
+    f.until_created("a", 49, 1).await;
+    let left = |f: &Fixture| f.driver.workers.lock().unwrap().len();
+    for index in 0..50 {
+        f.driver.end(&key("a", index, 1), Class::Success);
+    }
+    f.until_phase("a", Phase::Succeeded).await;
+    f.until("twice as many", |f| left(f) <= 40).await;
+    let ended = tokio::time::Instant::now();
+    assert_eq!(left(&f), 40);
+    assert!(f.driver.state(&key("a", 9, 1)).is_none() && f.driver.state(&key("a", 10, 1)).is_some());
+    f.until("as many as may stay", |f| left(f) <= 20).await;
+    assert_eq!(left(&f), 20);
+    assert!((1..=4).contains(&ended.elapsed().as_secs()), "{:?}", ended.elapsed());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(left(&f), 20);
+}
+
+#[tokio::test(start_paused = true)]
 async fn scale_down_and_cancel() {
     let f = fresh().await;
     changed(f.up("a", 3).await);
