@@ -39,6 +39,7 @@ mod drive;
 mod forget;
 mod keep;
 mod others;
+mod remains;
 mod soft;
 mod store_health;
 mod task;

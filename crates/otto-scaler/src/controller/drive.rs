@@ -9,7 +9,7 @@ use otto_service::telemetry;
 use tracing::Instrument;
 
 use super::task::Task;
-use super::{Controller, LIST, SHORTEN};
+use super::{Controller, LIST};
 use crate::driver::{DriverError, Launch, Observed, State, WorkerKey};
 use crate::plan::{self, Attempt, Fact, Plan, Refused, Weight};
 use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
@@ -18,12 +18,6 @@ use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
 const LIST_EVERY: Millis = 60_000;
 /// Workers whose task nobody knows run so long before they are stopped.
 const ORPHAN_GRACE: Millis = 10 * 60_000;
-/// Between two parts of the ended workers above the bound that are removed;
-const SHORTEN_EVERY: Millis = 1_000;
-/// each is this part of them,
-const SHORTEN_WITHIN: usize = 60;
-/// but not fewer than this.
-const SHORTEN_LEAST: usize = 10;
 /// A failed stop is tried again after this.
 const STOP_RETRY: Millis = 1_000;
 
@@ -176,36 +170,6 @@ impl Controller {
             fact.ended_since = Some(now);
         }
         self.dirty.insert(key.task_id.clone());
-    }
-
-    /// Of more than may stay, the oldest go: little by little, since each removal costs as much as a creation, and when
-    /// many end, many start. Twice as many never stay.
-    fn shorten_remains(&mut self) {
-        while self.remains.len() > self.options.remains.saturating_mul(2) {
-            self.remove_oldest();
-        }
-        if self.remains.len() > self.options.remains && !std::mem::replace(&mut self.shortening, true) {
-            self.chore_at(SHORTEN, self.clock.now() + SHORTEN_EVERY);
-        }
-    }
-
-    /// The part of them whose turn it is.
-    pub(super) fn shorten(&mut self) {
-        let surplus = self.remains.len().saturating_sub(self.options.remains);
-        for _ in 0..surplus.min(surplus.div_ceil(SHORTEN_WITHIN).max(SHORTEN_LEAST)) {
-            self.remove_oldest();
-        }
-        self.shortening = false;
-        self.shorten_remains();
-    }
-
-    fn remove_oldest(&mut self) {
-        let Some((_, task_id, index, attempt)) = self.remains.pop_first() else { return };
-        if let Some(fact) = self.tasks.get_mut(&task_id).and_then(|task| task.facts.workers.get_mut(&(index, attempt)))
-        {
-            fact.ended_since = Some(0);
-            self.dirty.insert(task_id);
-        }
     }
 
     /// Plans what something happened to, and starts what may start.
