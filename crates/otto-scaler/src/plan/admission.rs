@@ -86,7 +86,8 @@ impl Admission {
                 && (task.rank.0, task.rank.1) == place
                 && task.repository == repository
         };
-        if self.tasks.get(task_id).map_or(idle, same) {
+        // One that was held has an entry, even if nothing of it is left to start.
+        if self.tasks.get(task_id).map_or(idle, |task| !idle && same(task)) {
             return;
         }
         self.forget(task_id);

@@ -84,3 +84,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_task_that_was_held_and_has_nothing_more_to_start_is_forgotten() {
+    let mut admission = Admission::new(Limits::default());
+    admission.set("a", ("acme/shop", 0, 1), ready([0]), 0);
+    admission.hold("a");
+    admission.set("a", ("acme/shop", 0, 1), ready([]), 0);
+    assert!(admission.tasks.is_empty() && admission.repositories.is_empty(), "{admission:?}");
+}
