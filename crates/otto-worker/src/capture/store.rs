@@ -17,6 +17,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// Of 256: from here on less important lines are dropped, until it is emptier than `SHED_UNTIL`.
 const SHED_FROM: u64 = 224;
 const SHED_UNTIL: u64 = 192;
+/// A block of nothing but less important lines that would fill more than this is dropped, too: one read may be larger than
+/// what is left from `SHED_FROM` on.
+const SHED_BLOCKS_FROM: u64 = 240;
 
 /// What happens to output when the spool is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -145,6 +148,9 @@ impl Store {
             self.compressor.tried(block.compression());
         }
         let last = block.end_sequence() - 1;
+        if self.keeps_room_from(&block) {
+            return self.drop_block(last);
+        }
         // Blocks are dropped under either policy once the capture is to stop.
         if self.gap.is_some() && !self.add_gap(stop) {
             return self.drop_block(last);
@@ -154,6 +160,14 @@ impl Store {
         } else {
             self.drop_block(last);
         }
+    }
+
+    /// The little room that is left is for more important lines than these.
+    fn keeps_room_from(&self, block: &LogBlock) -> bool {
+        let unimportant = u64::from(block.level_mask) < 1 << LogLevel::Error as u32;
+        self.on_full == OnFull::Drop
+            && unimportant
+            && self.spool.fill_with(block.payload.len() as u64) > SHED_BLOCKS_FROM
     }
 
     /// Whether the block is in the spool.
@@ -271,9 +285,14 @@ mod tests {
     }
 
     fn add(store: &mut Store, bytes: usize, stop: &AtomicBool) {
+        add_of(store, LogLevel::Info, bytes, stop);
+    }
+
+    fn add_of(store: &mut Store, level: LogLevel, bytes: usize, stop: &AtomicBool) {
         let mut line = vec![b'x'; bytes - 1];
         line.push(b'\n');
-        let attributes = Attributes { time_unix_nanos: 1, level: LogLevel::Info, source: LogSource::Stdout };
+        let attributes = Attributes { time_unix_nanos: 1, level, source: LogSource::Stdout };
+        store.begin_read(level);
         store.push(&Piece::Lines(&line), attributes, stop);
         store.flush(stop);
     }
@@ -302,15 +321,29 @@ mod tests {
     }
 
     #[test]
+    fn less_important_lines_leave_room_for_more_important_ones() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (mut store, _) = store(temporary.path(), OnFull::Drop);
+        let stop = AtomicBool::new(false);
+        // The last one is read while there still seems to be room, and would take all of it.
+        for bytes in [30_000, 26_000, 9_200] {
+            add(&mut store, bytes, &stop);
+        }
+        assert_eq!(store.dropped, 1);
+        add_of(&mut store, LogLevel::Error, 500, &stop);
+        assert_eq!(store.dropped, 1);
+    }
+
+    #[test]
     fn lines_without_room_for_their_gap_still_count() {
         for on_full in [OnFull::Block, OnFull::Drop] {
             let temporary = tempfile::tempdir().unwrap();
             let (mut store, spool) = store(temporary.path(), on_full);
             let stop = AtomicBool::new(true);
-            add(&mut store, 60_000, &stop);
+            add_of(&mut store, LogLevel::Error, 60_000, &stop);
             // Less is left than a gap takes.
             while store.gap.is_none() {
-                add(&mut store, 1, &stop);
+                add_of(&mut store, LogLevel::Error, 1, &stop);
             }
             let last = store.first_sequence - 1;
             let captured = store.finish(&stop);

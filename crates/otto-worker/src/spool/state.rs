@@ -199,7 +199,12 @@ impl Spool {
 
     /// Share of the room for a running job that is taken, in 1/256.
     pub(crate) fn fill(&self) -> u64 {
-        let bytes = self.state().bytes;
+        self.fill_with(0)
+    }
+
+    /// The same, if there were so many bytes more.
+    pub(crate) fn fill_with(&self, more: u64) -> u64 {
+        let bytes = self.state().bytes + more;
         bytes * 256 / (self.0.limit - self.0.reserve).max(1)
     }
 
