@@ -72,8 +72,9 @@ pub(crate) enum DriverError {
     /// Never possible for this launch; counts as a failed attempt with this outcome.
     #[error("{}", .0.message)]
     Refused(Outcome),
-    /// Not now; try again after the given milliseconds. It was certainly not created: its place is given to others
-    /// meanwhile. A driver that does not know asks again by itself until it does (the name makes it the same worker).
+    /// Not now; try again after the given milliseconds. It is not there, as far as can be known: its place is given to
+    /// others meanwhile. A driver that does not know asks again by itself for a while; should the worker come about all the
+    /// same, it is observed, and the next call is about the same one (the name makes it so).
     #[error("{message}")]
     Busy {
         /// What kept it from being created: told to the reader of the log.

@@ -1,7 +1,7 @@
 //! Creating, stopping and removing Pods.
 //!
-//! A creation ends when it is certain what came of it. While it is not, the same Pod is asked for again: its name makes
-//! it the same one.
+//! While it is not certain what came of a creation, the same Pod is asked for again: its name makes it the same one. That
+//! gives way to other creations after a while ([`Shared::create`]), and goes on with the next call.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,10 @@ pub(super) const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadat
 const PATIENCE: Duration = Duration::from_secs(3);
 /// It comes again after this.
 const BUSY: Duration = Duration::from_secs(1);
-/// Between two lines of the log about a creation whose outcome is not known.
-const TOLD_EVERY: Duration = Duration::from_secs(15);
+/// A deleted Pod is waited for so long: one with other containers that still run takes its grace period.
+const REMOVED_WITHIN: Duration = Duration::from_secs(60);
+/// What nobody knows the outcome of is asked for again for so long, before others go first.
+const UNCLEAR_FOR: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(15) };
 
 /// Whose a Pod is.
 enum Whose {
@@ -44,8 +46,7 @@ struct Creation<'a> {
     name: String,
     making: Making<'a>,
     began: Instant,
-    told: Instant,
-    /// One of the requests may have created it.
+    /// One of the requests, of an earlier call perhaps, may have created it.
     unclear: bool,
     backoff: Backoff,
 }
@@ -68,14 +69,12 @@ impl Shared {
             Checked::NotYet(why) => return Err(busy(Class::Infrastructure, BUSY, why.clone())),
             Checked::Refused(why) => return Err(busy(Class::Config, BUSY * 10, why.clone())),
         }
-        let now = Instant::now();
         let mut creation = Creation {
             launch,
             name: name::worker_name(&launch.key),
+            unclear: making.is_doubtful(),
             making,
-            began: now,
-            told: now,
-            unclear: false,
+            began: Instant::now(),
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(3)),
         };
         loop {
@@ -99,14 +98,16 @@ impl Shared {
                     continue;
                 }
             };
-            if creation.told.elapsed() > TOLD_EVERY {
-                creation.told = Instant::now();
-                tracing::warn!(
-                    worker = creation.name,
-                    error = why,
-                    seconds = creation.began.elapsed().as_secs(),
-                    "nobody knows whether a Pod was created; asking again"
-                );
+            if creation.began.elapsed() > UNCLEAR_FOR {
+                if let Ok(Whose::Ours { .. }) = self.whose(&launch.key, &creation.name).await {
+                    creation.making.exists();
+                    return Ok(());
+                }
+                // The next call asks for the same name: no more than one Pod can come of it. Whoever waits is told, and
+                // one whose creation fails each time does not keep others waiting.
+                creation.making.stays_doubtful();
+                let message = format!("nobody knows yet whether the Pod was created; it is asked for again: {why}");
+                return Err(busy(Class::Infrastructure, BUSY, message));
             }
             tokio::time::sleep(creation.backoff.next()).await;
         }
@@ -239,7 +240,10 @@ impl Shared {
         if !found.drained && ended_since.elapsed() < self.drain_limit {
             bail!("the output of {name} is not delivered yet");
         }
-        self.delete(&name, &found.uid).await
+        self.delete(&name, &found.uid).await?;
+        // Its name is free only then: who forgets a task may be asked for another one with the same id.
+        let gone = tokio::time::timeout(REMOVED_WITHIN, self.workers.gone(key)).await;
+        gone.map_err(|_| anyhow!("{name} is being deleted, and is still there"))
     }
 
     async fn delete(&self, name: &str, uid: &str) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::classify::{Life, classify};
 use super::now;
@@ -22,6 +22,9 @@ const QUIET: Duration = Duration::from_secs(20);
 const QUIET_AGAIN: Duration = Duration::from_secs(60);
 /// At the longest.
 const QUIET_LONGEST: Duration = Duration::from_secs(600);
+
+/// A request that nobody had an answer to does not come through any more after this: an API server gives up after 60 s.
+const DOUBT: Duration = Duration::from_secs(300);
 
 /// A Pod of ours.
 #[derive(Debug)]
@@ -81,6 +84,10 @@ struct Inner {
     making: HashMap<WorkerKey, bool>,
     /// Created by this process, and not shown by the watch yet, which may lag behind: they exist all the same.
     made: HashMap<WorkerKey, Made>,
+    /// An earlier request of this process may have created it, or may still; and when that was.
+    doubtful: HashMap<WorkerKey, Instant>,
+    /// Who waits until it is gone: dropped then.
+    leaving: HashMap<WorkerKey, Vec<oneshot::Sender<()>>>,
     /// Somebody wants to be told.
     told: bool,
     queue: VecDeque<WorkerKey>,
@@ -199,6 +206,21 @@ impl Workers {
         Some(Found { uid: known.uid.clone(), ended_since: known.ended_since, drained: known.life.drained })
     }
 
+    /// Ends when a Pod is not there any more, as far as the watch shows.
+    pub(super) async fn gone(&self, key: &WorkerKey) {
+        let (gone, told) = oneshot::channel();
+        {
+            let mut inner = self.inner();
+            if !inner.known.contains_key(key) {
+                return;
+            }
+            let waiting = inner.leaving.entry(key.clone()).or_default();
+            waiting.retain(|waiting| !waiting.is_closed());
+            waiting.push(gone);
+        }
+        let _ = told.await;
+    }
+
     // ---- creations
 
     /// Begins a creation. `None`: it exists.
@@ -285,6 +307,7 @@ impl Inner {
             *seen = true;
         }
         self.made.remove(key);
+        self.doubtful.remove(key);
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let node_name = pod.spec.node_name.as_deref().unwrap_or_default();
         let before = self.known.get(key);
@@ -327,6 +350,7 @@ impl Inner {
 
     fn remove(&mut self, key: &WorkerKey) {
         let Some(known) = self.known.remove(key) else { return };
+        self.leaving.remove(key);
         if self.told {
             let observed = Observed { state: State::Gone, ..known.observed(key) };
             self.tell(observed);
@@ -364,6 +388,18 @@ impl Making<'_> {
 }
 
 impl Making<'_> {
+    /// A request of an earlier call may have created it, or may still.
+    pub(super) fn is_doubtful(&self) -> bool {
+        let mut inner = self.workers.inner();
+        inner.doubtful.retain(|_, since| since.elapsed() < DOUBT);
+        inner.doubtful.contains_key(&self.key)
+    }
+
+    /// Nobody knows what came of the requests.
+    pub(super) fn stays_doubtful(&self) {
+        self.workers.inner().doubtful.insert(self.key.clone(), Instant::now());
+    }
+
     /// The server says that it exists, whether the watch has shown it or not.
     pub(super) fn exists(&self) {
         let mut inner = self.workers.inner();

@@ -96,7 +96,20 @@ async fn stopping_gives_the_job_its_grace_period() {
     driving.driver.stop(&key("t")).await.unwrap();
     namespace.end_pod(&pod, 143, "").await.unwrap();
     driving.told("t", ended).await;
+    // It is removed when its name is free, not when that was asked for.
+    let worker = key("t");
+    let mut removal = Box::pin(driving.driver.remove(&worker));
+    let third = eventually("it is asked for", || async {
+        let events = namespace.audit().unwrap();
+        let deleted = events.iter().filter(|event| event.verb == "delete" && event.stage == "ResponseComplete");
+        (deleted.count() == 3).then_some(())
+    });
+    tokio::select! {
+        () = third => {}
+        removed = &mut removal => panic!("it is still there: {removed:?}"),
+    }
     namespace.let_go(&pod).await.unwrap();
+    removal.await.unwrap();
     driving.told("t", |state| *state == State::Gone).await;
     driving.driver.stop(&key("t")).await.unwrap();
     driving.driver.remove(&key("t")).await.unwrap();
