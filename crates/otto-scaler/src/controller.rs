@@ -28,6 +28,7 @@ use crate::driver::{Driver, Observed};
 use crate::event::ScaleEvent;
 use crate::metrics::Metrics;
 use crate::plan::Policy;
+use crate::plan::admission::door::Doors;
 use crate::plan::admission::{Admission, Limits};
 use crate::store::TaskStore;
 use crate::task::{Millis, Record};
@@ -35,9 +36,11 @@ use crate::worker_events::Publisher;
 
 pub(crate) mod board;
 mod clock;
+mod doors;
 mod drive;
 mod forget;
 mod keep;
+mod observe;
 mod others;
 mod remains;
 mod soft;
@@ -224,6 +227,11 @@ pub(crate) struct Controller {
     /// There are too many, and some go soon.
     shortening: bool,
     admission: Admission,
+    doors: Doors,
+    /// When one may try again where all are turned away.
+    door_at: Option<Millis>,
+    /// When a worker was there last.
+    last_live: Millis,
     dirty: HashSet<String>,
     timers: BTreeSet<(Millis, String)>,
     soft_writes: soft::SoftWrites,
@@ -235,7 +243,7 @@ pub(crate) struct Controller {
     /// Events that were taken and not answered yet.
     under_way: usize,
     outage: Option<keep::Outage>,
-    driver_listed: drive::Listed,
+    driver_listed: observe::Listed,
     store_backoff: Backoff,
     probe_at: Option<Millis>,
     /// The store could not be read at the start: callers are told instead of kept waiting.
@@ -275,6 +283,9 @@ pub(crate) fn new(
         ended: BTreeSet::new(),
         remains: BTreeSet::new(),
         shortening: false,
+        doors: Doors::default(),
+        door_at: None,
+        last_live: 0,
         dirty: HashSet::new(),
         timers: BTreeSet::new(),
         soft_writes: soft::SoftWrites::default(),
@@ -284,7 +295,7 @@ pub(crate) fn new(
         creating: 0,
         under_way: 0,
         outage: None,
-        driver_listed: drive::Listed::default(),
+        driver_listed: observe::Listed::default(),
         store_backoff: keep::backoff(),
         probe_at: None,
         load_failed: false,
@@ -398,6 +409,8 @@ impl Controller {
             LOAD => self.load(),
             RELOAD => self.reload(),
             SHORTEN => self.shorten(),
+            // Creations are looked for after every turn of the loop.
+            DOOR => self.door_at = None,
             other => tracing::error!(chore = other, "unknown chore"),
         }
     }
@@ -411,6 +424,7 @@ const PROBE: &str = "probe";
 const LOAD: &str = "load";
 const RELOAD: &str = "reload";
 const SHORTEN: &str = "shorten";
+const DOOR: &str = "door";
 
 #[cfg(test)]
 pub(crate) mod tests;

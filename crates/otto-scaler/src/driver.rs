@@ -36,6 +36,8 @@ pub(crate) struct Observed {
     pub(crate) created_at: Millis,
     pub(crate) started_at: Option<Millis>,
     pub(crate) node_name: String,
+    /// Its job has ended, and what it took is not given back yet: a Pod whose agent still delivers the log.
+    pub(crate) lingers: bool,
 }
 
 /// Where it is in its life.
@@ -83,6 +85,8 @@ pub(crate) enum DriverError {
         retry_after: u32,
         /// What the driver said.
         message: String,
+        /// Every worker of this resource class would be told the same.
+        common: bool,
     },
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct Metrics {
     pub(crate) leader: Gauge,
     /// Tasks that have not ended.
     pub(crate) live_tasks: Gauge,
+    /// Workers whose job has ended, and which take a place all the same.
+    pub(crate) lingering: Gauge,
     /// From the event's acceptance to the job's first instruction, in seconds; first attempts without backoff only.
     pub(crate) start_seconds: Histogram,
     /// Attempts that ended, by class (`success` too).
@@ -86,6 +88,7 @@ impl Default for Metrics {
             workers: Family::default(),
             leader: Gauge::default(),
             live_tasks: Gauge::default(),
+            lingering: Gauge::default(),
             start_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 18)),
             ended: Family::default(),
             retries: Family::default(),
@@ -111,6 +114,11 @@ impl Metrics {
         registry.register("workers", "Workers by state", self.workers.clone());
         registry.register("leader", "1: this replica leads; 0: it stands by", self.leader.clone());
         registry.register("live_tasks", "Tasks that have not ended", self.live_tasks.clone());
+        registry.register(
+            "lingering_workers",
+            "Workers whose job has ended and whose log is not delivered: they take a place",
+            self.lingering.clone(),
+        );
         registry.register_with_unit(
             "start",
             "From accepting an event to the job's start (first attempts)",

@@ -65,6 +65,10 @@ pub(crate) struct Fact {
     pub(crate) busy: bool,
     /// Nothing is left to remove.
     pub(crate) gone: bool,
+    /// What it took is not given back yet, though its job has ended.
+    pub(crate) lingers: bool,
+    /// Stops that failed in a row.
+    pub(crate) stops_failed: u32,
 }
 
 impl Fact {
@@ -82,12 +86,19 @@ impl Fact {
             hold: None,
             busy: false,
             gone: false,
+            lingers: false,
+            stops_failed: 0,
         }
     }
 
-    /// It takes a place: exists and has not ended.
+    /// It exists and has not ended.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.state, State::Created { .. } | State::Running)
+    }
+
+    /// It is one of as many workers as there may be.
+    pub(crate) fn takes_place(&self) -> bool {
+        self.is_live() || (self.lingers && !self.gone)
     }
 }
 
@@ -102,6 +113,10 @@ pub(crate) struct Refused {
     /// Since when, by the scaler's own clock.
     pub(crate) since: Millis,
     pub(crate) why: Outcome,
+    /// It is so for every worker of its resource class ([`admission::door`]).
+    pub(crate) common: bool,
+    /// Refusals in a row.
+    pub(crate) times: u32,
 }
 
 /// Everything known of a task's workers.

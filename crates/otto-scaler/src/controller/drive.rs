@@ -1,6 +1,5 @@
 //! The loop and the driver: what is observed into facts, plans into calls.
 
-use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -8,176 +7,49 @@ use futures::FutureExt;
 use otto_service::telemetry;
 use tracing::Instrument;
 
+use super::Controller;
+use super::observe::count_lingering;
 use super::task::Task;
-use super::{Controller, LIST};
 use crate::driver::{DriverError, Launch, Observed, State, WorkerKey};
+use crate::plan::admission::Standing;
+use crate::plan::admission::door::Answer;
 use crate::plan::{self, Attempt, Fact, Plan, Refused, Weight};
 use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
 
-/// Between two looks at everything the driver has, to find what vanished without a word.
-const LIST_EVERY: Millis = 60_000;
 /// Workers whose task nobody knows run so long before they are stopped.
 const ORPHAN_GRACE: Millis = 10 * 60_000;
 /// A failed stop is tried again after this.
 const STOP_RETRY: Millis = 1_000;
-
-/// What is known of the driver's list.
-#[derive(Debug, Default)]
-pub(super) struct Listed {
-    /// It was read once.
-    pub(super) known: bool,
-    running: bool,
-    failures: u32,
-    /// Gone since the list under way began: an older look must not bring them back.
-    gone: HashSet<WorkerKey>,
-    /// Live before the list under way began.
-    live: HashSet<WorkerKey>,
-    /// Live ones that were not in the last list.
-    missing: HashSet<WorkerKey>,
-}
+/// Longest wait before something that failed is tried again, unless the driver asks for more.
+const LONGEST_WAIT: Millis = 10_000;
 
 /// What came of a call to the driver.
 #[derive(Debug)]
 pub(super) enum Driven {
-    Created { key: WorkerKey, result: Result<(), DriverError> },
+    Created { key: WorkerKey, resource_class: String, result: Result<(), DriverError> },
     Stopped { key: WorkerKey, result: anyhow::Result<()> },
     Removed { key: WorkerKey, result: anyhow::Result<()> },
     Listed(anyhow::Result<Vec<Observed>>),
 }
 
 /// A call whose panic is a failure like any other.
-async fn caught<T>(call: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+pub(super) async fn caught<T>(call: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| Err(anyhow::anyhow!("the driver panicked")))
 }
 
-fn rank(state: &State) -> u8 {
-    match state {
-        State::Created { .. } => 0,
-        State::Running => 1,
-        State::Ended { .. } => 2,
-        State::Gone => 3,
-    }
+/// Twice as long with every failure, up to [`LONGEST_WAIT`].
+fn more_and_more(first: Millis, failures: u32) -> Millis {
+    first.saturating_mul(1 << failures.min(10)).min(LONGEST_WAIT.max(first))
 }
 
 impl Controller {
-    pub(super) fn list(&mut self) {
-        if std::mem::replace(&mut self.driver_listed.running, true) {
-            return;
-        }
-        self.driver_listed.gone.clear();
-        let live = self.tasks.iter().flat_map(|(task_id, task)| {
-            let live = task.facts.workers.iter().filter(|(_, fact)| fact.is_live());
-            live.map(|((index, attempt), _)| WorkerKey { task_id: task_id.clone(), index: *index, attempt: *attempt })
-        });
-        self.driver_listed.live = live.collect();
-        let driver = Arc::clone(&self.driver);
-        self.driving.spawn(async move { Driven::Listed(caught(async { driver.list().await }).await) });
-    }
-
-    fn was_listed(&mut self, result: anyhow::Result<Vec<Observed>>) {
-        self.driver_listed.running = false;
-        let now = self.clock.now();
-        let workers = match result {
-            Ok(workers) => workers,
-            Err(error) => {
-                self.metrics.driver_errors.inc();
-                self.driver_listed.failures = self.driver_listed.failures.saturating_add(1);
-                let wait = (100_i64 << self.driver_listed.failures.min(7)).min(10_000);
-                let error = format!("{error:#}");
-                tracing::error!(error, driver = self.driver.name(), "the driver cannot list its workers; trying again");
-                return self.chore_at(LIST, now + wait);
-            }
-        };
-        self.driver_listed.failures = 0;
-        let mut missing = std::mem::take(&mut self.driver_listed.live);
-        let gone = std::mem::take(&mut self.driver_listed.gone);
-        for worker in workers {
-            missing.remove(&worker.key);
-            if !gone.contains(&worker.key) {
-                self.observed(worker);
-            }
-        }
-        // Missing twice: it vanished. Once may be a look from before it was made.
-        let before = std::mem::replace(&mut self.driver_listed.missing, missing.clone());
-        for key in missing.intersection(&before) {
-            self.vanished(key);
-        }
-        if !std::mem::replace(&mut self.driver_listed.known, true) {
-            self.health.send_if_modified(|health| !std::mem::replace(&mut health.driver, true));
-            let all = self.tasks.iter().filter(|(_, task)| !task.is_done()).map(|(task_id, _)| task_id.clone());
-            self.dirty.extend(all.collect::<Vec<_>>());
-        }
-        self.chore_at(LIST, now + LIST_EVERY);
-    }
-
-    /// Notes what the driver saw. A look never takes a worker back in its life: looks may be older than changes.
-    pub(super) fn observed(&mut self, seen: Observed) {
-        let now = self.clock.now();
-        let Observed { key, state, created_at, started_at, node_name, .. } = seen;
-        if state == State::Gone {
-            if self.driver_listed.running {
-                self.driver_listed.gone.insert(key.clone());
-            }
-            return self.vanished(&key);
-        }
-        let task = self.tasks.entry(key.task_id.clone()).or_default();
-        if task.stored.is_none() && !task.busy && task.orphaned.is_none() {
-            task.uncertain = true;
-        }
-        let attempt = (key.index, key.attempt);
-        let fact = task
-            .facts
-            .workers
-            .entry(attempt)
-            .or_insert_with(|| Box::new(Fact::new(State::Created { waiting: None }, created_at)));
-        if rank(&state) < rank(&fact.state) {
-            return;
-        }
-        fact.created_at = created_at;
-        fact.started_at = started_at.or(fact.started_at);
-        fact.node_name = node_name;
-        if state == State::Running {
-            fact.running_since.get_or_insert(now);
-        }
-        if matches!(state, State::Ended { .. }) && fact.ended_since.is_none() {
-            fact.ended_since = Some(now);
-            self.remains.insert((now, key.task_id.clone(), key.index, key.attempt));
-        }
-        if !matches!(fact.state, State::Ended { .. }) {
-            fact.state = state;
-        }
-        fact.waits(now);
-        self.dirty.insert(key.task_id);
-        self.shorten_remains();
-    }
-
-    /// Nothing is left of a worker.
-    fn vanished(&mut self, key: &WorkerKey) {
-        let now = self.clock.now();
-        let Some(task) = self.tasks.get_mut(&key.task_id) else { return };
-        let Some(fact) = task.facts.workers.get_mut(&(key.index, key.attempt)) else { return };
-        fact.gone = true;
-        if fact.is_live() {
-            fact.state = State::Ended {
-                at: now,
-                outcome: Outcome {
-                    class: Class::NodeLost,
-                    exit_code: None,
-                    signal: None,
-                    message: "the worker disappeared; nobody knows how its job ended".to_owned(),
-                },
-            };
-            fact.ended_since = Some(now);
-        }
-        self.dirty.insert(key.task_id.clone());
-    }
-
     /// Plans what something happened to, and starts what may start.
     pub(super) fn carry_out(&mut self) {
         loop {
             self.plan_dirty();
             while self.creating < self.options.creations {
-                let Some((task_id, index)) = self.admission.next() else { break };
+                let (doors, now) = (&self.doors, self.clock.now());
+                let Some((task_id, index)) = self.admission.next(|class| doors.admit(class, now)) else { break };
                 self.create(&task_id, index);
             }
             // What was no longer as it had been planned is planned again.
@@ -185,6 +57,7 @@ impl Controller {
                 break;
             }
         }
+        self.look_at_doors();
         self.evict();
     }
 
@@ -235,6 +108,7 @@ impl Controller {
             let worker = stored.worker(*index).filter(|worker| worker.attempt == *attempt);
             worker.is_some_and(|worker| worker.phase == WorkerPhase::Queued)
         });
+        self.note_door(task, &stored, now);
         self.tell_observed(task);
         let policy = &self.options.policy;
         let settled = plan::settle(&stored, &task.facts, policy, now);
@@ -331,18 +205,23 @@ impl Controller {
         for attempt in plan.remove {
             self.call(task_id, task, attempt, false);
         }
-        let live = |attempt: &Attempt| task.facts.workers.get(attempt).is_some_and(|fact| fact.is_live());
-        let taken = task.facts.workers.values().filter(|fact| fact.is_live()).count()
-            + task.facts.creating.iter().filter(|attempt| !live(attempt)).count();
-        let (repository, priority, created_at) = stored
-            .map_or(("", 0, 0), |record| (record.spec.repository.as_str(), record.spec.priority, record.created_at));
-        self.admission.set(task_id, (repository, priority, created_at), plan.ready, taken);
+        let there = |attempt: &Attempt| task.facts.workers.get(attempt).is_some_and(|fact| fact.takes_place());
+        let taken = task.facts.workers.values().filter(|fact| fact.takes_place()).count()
+            + task.facts.creating.iter().filter(|attempt| !there(attempt)).count();
+        let standing = stored.map_or_else(Standing::default, |record| Standing {
+            repository: &record.spec.repository,
+            resource_class: &record.spec.resource_class,
+            priority: record.spec.priority,
+            created_at: record.created_at,
+        });
+        self.admission.set(task_id, standing, plan.ready, taken);
     }
 
     fn forget(&mut self, task_id: &str, task: &mut Task, attempt: Attempt) {
-        if let Some(fact) = task.facts.workers.remove(&attempt)
+        if let Some(mut fact) = task.facts.workers.remove(&attempt)
             && let Some(since) = fact.ended_since
         {
+            count_lingering(&self.metrics, &mut fact.lingers, false);
             self.remains.remove(&(since, task_id.to_owned(), attempt.0, attempt.1));
         }
         task.told.remove(&attempt);
@@ -374,6 +253,7 @@ impl Controller {
         };
         let key = WorkerKey { task_id: task_id.to_owned(), index, attempt: worker.attempt };
         task.facts.creating.insert((index, worker.attempt));
+        self.doors.tries(&stored.spec.resource_class, &key);
         self.creating += 1;
         let span = tracing::info_span!("start_worker", task_id, index, attempt = worker.attempt);
         if let Some(parent) = &stored.spec.traceparent {
@@ -382,6 +262,7 @@ impl Controller {
         let traceparent = telemetry::traceparent(&span).or_else(|| stored.spec.traceparent.clone());
         let driver = Arc::clone(&self.driver);
         let call = async move {
+            let resource_class = stored.spec.resource_class.clone();
             let launch = Launch { key: key.clone(), spec: Arc::clone(&stored.spec), traceparent };
             let created = AssertUnwindSafe(async { driver.create(launch).await }).catch_unwind().await;
             let panicked = |_| {
@@ -389,16 +270,17 @@ impl Controller {
                     class: Class::Infrastructure,
                     retry_after: 1_000,
                     message: "the driver panicked".to_owned(),
+                    common: false,
                 })
             };
-            Driven::Created { key, result: created.unwrap_or_else(panicked) }
+            Driven::Created { key, resource_class, result: created.unwrap_or_else(panicked) }
         };
         self.driving.spawn(call.instrument(span));
     }
 
     pub(super) fn driven(&mut self, driven: Driven) {
         match driven {
-            Driven::Created { key, result } => self.was_created(&key, result),
+            Driven::Created { key, resource_class, result } => self.was_created(&key, &resource_class, result),
             Driven::Listed(result) => self.was_listed(result),
             Driven::Stopped { key, result } => {
                 let now = self.clock.now();
@@ -410,7 +292,8 @@ impl Controller {
                 if let Some(fact) = self.fact(&key) {
                     fact.busy = false;
                     fact.stop_sent = Some(now).filter(|_| result.is_ok()).or(fact.stop_sent);
-                    fact.hold = result.is_err().then_some(now + STOP_RETRY);
+                    fact.hold = result.is_err().then(|| now + more_and_more(STOP_RETRY, fact.stops_failed));
+                    fact.stops_failed = if result.is_err() { fact.stops_failed.saturating_add(1) } else { 0 };
                 }
                 self.dirty.insert(key.task_id);
             }
@@ -437,9 +320,18 @@ impl Controller {
         workers.get_mut(&(key.index, key.attempt)).map(|fact| &mut **fact)
     }
 
-    fn was_created(&mut self, key: &WorkerKey, result: Result<(), DriverError>) {
+    fn was_created(&mut self, key: &WorkerKey, resource_class: &str, result: Result<(), DriverError>) {
         let now = self.clock.now();
         self.creating = self.creating.saturating_sub(1);
+        let answer = match &result {
+            Ok(()) => Answer::Passed,
+            Err(DriverError::Busy { class, retry_after, message, common: true }) => Answer::TurnedAway {
+                why: Outcome { class: *class, exit_code: None, signal: None, message: message.clone() },
+                wait: (*retry_after).into(),
+            },
+            Err(_) => Answer::Other,
+        };
+        self.door_answered(resource_class, key, answer);
         let Some(mut task) = self.tasks.remove(&key.task_id) else { return };
         let attempt = (key.index, key.attempt);
         task.facts.creating.remove(&attempt);
@@ -455,13 +347,18 @@ impl Controller {
                 fact.gone = true;
                 task.facts.workers.entry(attempt).or_insert(Box::new(fact));
             }
-            Err(DriverError::Busy { class, retry_after, message }) => {
+            Err(DriverError::Busy { class, retry_after, message, common }) => {
                 self.metrics.driver_errors.inc();
                 tracing::warn!(worker = self.driver.worker_name(key), message, "a worker cannot be created yet");
                 let why = Outcome { class, exit_code: None, signal: None, message };
-                let since = refused.filter(|before| before.why.class == class).map_or(now, |before| before.since);
-                let until = now + Millis::from(retry_after.max(10));
-                task.facts.refused.insert(attempt, Refused { until, since, why });
+                let before = refused.filter(|before| before.why.class == class);
+                let (since, times) = before.map_or((now, 0), |before| (before.since, before.times));
+                let wait = more_and_more(Millis::from(retry_after.max(10)), times);
+                // Its turn is the door's to say, if it is one for all.
+                let until = if common { now } else { now + wait };
+                task.facts
+                    .refused
+                    .insert(attempt, Refused { until, since, why, common, times: times.saturating_add(1) });
             }
         }
         self.tasks.insert(key.task_id.clone(), task);

@@ -14,6 +14,7 @@ use crate::driver::{DriverError, State, Waiting};
 use crate::event::{Direction, GivenSpec};
 use crate::task::{Class, EntryId, Phase, WorkerPhase};
 
+mod doors;
 mod fakes;
 mod others;
 mod waiting;
@@ -244,7 +245,12 @@ async fn scale_down_and_cancel() {
 async fn what_waits_is_cancelled_too() {
     let f = fresh().await;
     f.driver.refusal.lock().unwrap().replace(Box::new(|_| {
-        Some(DriverError::Busy { class: Class::Infrastructure, retry_after: 600_000, message: "full".into() })
+        Some(DriverError::Busy {
+            class: Class::Infrastructure,
+            retry_after: 600_000,
+            message: "full".into(),
+            common: false,
+        })
     }));
     changed(f.up("a", 2).await);
     changed(f.down("a", 0).await);
@@ -404,9 +410,12 @@ async fn refused_and_busy() {
     let busy = std::sync::atomic::AtomicU32::new(3);
     f.driver.refusal.lock().unwrap().replace(Box::new(move |key| match key.task_id.as_str() {
         "never" => Some(DriverError::Refused(outcome(Class::Image))),
-        _ if busy.fetch_sub(1, Ordering::Relaxed) > 1 => {
-            Some(DriverError::Busy { class: Class::Infrastructure, retry_after: 100, message: "full".into() })
-        }
+        _ if busy.fetch_sub(1, Ordering::Relaxed) > 1 => Some(DriverError::Busy {
+            class: Class::Infrastructure,
+            retry_after: 100,
+            message: "full".into(),
+            common: false,
+        }),
         _ => None,
     }));
     changed(f.up("never", 1).await);
@@ -648,6 +657,7 @@ async fn random_faults() {
                             class: Class::Infrastructure,
                             retry_after: 50,
                             message: "full".into(),
+                            common: key.index.is_multiple_of(2),
                         })
                     }));
                 }

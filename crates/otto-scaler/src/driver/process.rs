@@ -161,6 +161,7 @@ impl Shared {
             class: Class::Infrastructure,
             retry_after: BUSY,
             message: format!("the run directory {} cannot be made: {error}", worker.dir.path().display()),
+            common: false,
         };
         if !worker.dir.make().map_err(busy)? {
             match worker.dir.launch() {
@@ -227,6 +228,7 @@ impl Shared {
                 class: Class::Infrastructure,
                 retry_after: BUSY,
                 message: format!("no process can be started: {error}"),
+                common: false,
             },
         }
     }
@@ -269,6 +271,7 @@ impl Shared {
             class: Class::Infrastructure,
             retry_after: BUSY,
             message: format!("starting a worker: {error}"),
+            common: false,
         };
         match made.map_err(failed).and_then(|made| made) {
             Ok((file, child)) => {
@@ -417,6 +420,7 @@ impl Driver for ProcessDriver {
                     class: Class::Infrastructure,
                     retry_after: BUSY,
                     message: format!("starting a worker: {error}"),
+                    common: false,
                 })
             })
         }

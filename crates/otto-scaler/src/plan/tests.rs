@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
-use super::admission::{Admission, Limits};
+use super::admission::{Admission, Limits, Standing};
 use super::*;
 use crate::apply::{Decision, Defaults, apply};
 use crate::driver::Waiting;
@@ -348,7 +348,7 @@ fn a_record_changes_with_the_trouble_and_not_with_its_numbers() {
 
 #[test]
 fn a_quota_without_room_is_waited_for_and_given_up() {
-    let refused = |class, since| Refused { until: since + 20_000, since, why: outcome(class) };
+    let refused = |class, since| Refused { until: since + 20_000, since, why: outcome(class), common: false, times: 1 };
     let mut facts = known();
     facts.refused.insert((0, 1), refused(Class::Quota, 100));
     let (stored, _) = settle(&record(1, 1), &facts, &POLICY, 100).unwrap();
@@ -532,9 +532,10 @@ impl World {
             let facts = &self.facts[task];
             let taken = facts.workers.values().filter(|fact| fact.is_live()).count();
             let (repository, priority) = (["r", "r", "s"][task], stored.spec.priority);
-            self.admission.set(&name(task), (repository, priority, stored.created_at), plan.ready, taken);
+            let standing = Standing { repository, priority, created_at: stored.created_at, ..Standing::default() };
+            self.admission.set(&name(task), standing, plan.ready, taken);
         }
-        while let Some((id, index)) = self.admission.next() {
+        while let Some((id, index)) = self.admission.next(|_| true) {
             let task = id.strip_prefix("task-").unwrap().parse::<usize>().unwrap();
             let attempt = self.stored[task].as_ref().unwrap().workers[index as usize].attempt;
             self.create(task, (index, attempt), create);
@@ -548,7 +549,8 @@ impl World {
             // Too busy.
             0 => {
                 let since = facts.refused.get(&attempt).map_or(self.now, |refused| refused.since);
-                let refused = Refused { until: self.now + 500, since, why: outcome(Class::Quota) };
+                let refused =
+                    Refused { until: self.now + 500, since, why: outcome(Class::Quota), common: true, times: 1 };
                 facts.refused.insert(attempt, refused);
             }
             // Refused.
@@ -569,7 +571,9 @@ impl World {
                 facts.refused.remove(&attempt);
                 if answer == 2 {
                     let why = outcome(Class::Infrastructure);
-                    facts.refused.insert(attempt, Refused { until: self.now, since: self.now, why });
+                    facts
+                        .refused
+                        .insert(attempt, Refused { until: self.now, since: self.now, why, common: true, times: 1 });
                 }
                 facts
                     .workers

@@ -200,6 +200,7 @@ impl MemoryDriver {
             state,
             created_at: 1,
             node_name: String::new(),
+            lingers: false,
         };
         self.workers.lock().unwrap().insert(key.clone(), seen);
     }
@@ -221,6 +222,13 @@ impl MemoryDriver {
 
     pub(super) fn end(&self, key: &WorkerKey, class: Class) {
         self.put(key, State::Ended { at: 2, outcome: outcome(class) });
+        self.tell(key);
+    }
+
+    /// It has ended, and what it took is not given back.
+    pub(super) fn linger(&self, key: &WorkerKey, class: Class) {
+        self.put(key, State::Ended { at: 2, outcome: outcome(class) });
+        self.workers.lock().unwrap().get_mut(key).unwrap().lingers = true;
         self.tell(key);
     }
 

@@ -66,8 +66,8 @@ impl Shared {
         let Some(making) = self.workers.make(&launch.key) else { return Ok(()) };
         match &*self.checked.borrow() {
             Checked::Good => {}
-            Checked::NotYet(why) => return Err(busy(Class::Infrastructure, BUSY, why.clone())),
-            Checked::Refused(why) => return Err(busy(Class::Config, BUSY * 10, why.clone())),
+            Checked::NotYet(why) => return Err(for_all(busy(Class::Infrastructure, BUSY, why.clone()))),
+            Checked::Refused(why) => return Err(for_all(busy(Class::Config, BUSY * 10, why.clone()))),
         }
         let mut creation = Creation {
             launch,
@@ -150,7 +150,10 @@ impl Shared {
             }
             Meaning::Again(why) if creation.unclear || creation.began.elapsed() < PATIENCE => Step::Again(why),
             Meaning::Again(why) => Step::Done(Err(busy(Class::Infrastructure, BUSY, why))),
-            Meaning::Later { class, wait, message } => self.settled(creation, busy(class, wait, message)).await,
+            Meaning::Later { class, wait, message, common } => {
+                let verdict = busy(class, wait, message);
+                self.settled(creation, if common { for_all(verdict) } else { verdict }).await
+            }
             Meaning::Refused(outcome) => self.settled(creation, DriverError::Refused(outcome)).await,
         }
     }
@@ -272,5 +275,13 @@ impl Shared {
 
 fn busy(class: Class, wait: Duration, message: String) -> DriverError {
     let retry_after = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-    DriverError::Busy { class, retry_after, message }
+    DriverError::Busy { class, retry_after, message, common: false }
+}
+
+/// The answer that every Pod of its resource class would get.
+fn for_all(mut error: DriverError) -> DriverError {
+    if let DriverError::Busy { common, .. } = &mut error {
+        *common = true;
+    }
+    error
 }

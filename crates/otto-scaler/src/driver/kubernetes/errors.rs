@@ -187,7 +187,8 @@ pub(super) enum Meaning {
     /// Never, as it is.
     Refused(Outcome),
     /// Certainly not created; the next try is not at once.
-    Later { class: Class, wait: Duration, message: String },
+    /// `common`: so it would be with every Pod of the same resource class.
+    Later { class: Class, wait: Duration, message: String, common: bool },
     /// Certainly not created; what kept it is gone in a moment.
     Again(String),
     /// Nobody knows.
@@ -218,14 +219,19 @@ pub(super) fn of_creation(failure: &Failure, namespace: &str, url: &str) -> Mean
             message: format!("the Pod was refused: {}", said(status)),
         })
     };
-    let later = |class, wait| Meaning::Later { class, wait: retry_after.unwrap_or(wait), message: sentence() };
+    let put_off = |class, wait, common| {
+        let wait = retry_after.unwrap_or(wait);
+        Meaning::Later { class, wait, message: sentence(), common }
+    };
+    let later = |class, wait| put_off(class, wait, true);
 
     // A webhook chooses the code of its answer.
     if text.contains("denied the request") || text.contains("denied request:") {
         return refused(Class::Admission);
     }
     if text.contains("failed calling webhook") || text.contains("failed to call webhook") {
-        return later(Class::Admission, REPAIR);
+        // It may be there for some Pods and not for others.
+        return put_off(Class::Admission, REPAIR, false);
     }
     match status.code {
         409 if status.reason == "AlreadyExists" => Meaning::Exists,

@@ -59,6 +59,7 @@ impl Known {
             created_at: self.created_at,
             started_at: self.life.started_at,
             node_name: self.node_name.to_string(),
+            lingers: self.ended_since.is_some() && !self.life.drained,
         }
     }
 }
@@ -103,7 +104,14 @@ struct Made {
 
 impl Made {
     fn observed(&self, key: &WorkerKey, state: State) -> Observed {
-        Observed { key: key.clone(), state, created_at: self.created_at, started_at: None, node_name: String::new() }
+        Observed {
+            key: key.clone(),
+            state,
+            created_at: self.created_at,
+            started_at: None,
+            node_name: String::new(),
+            lingers: false,
+        }
     }
 }
 

@@ -54,6 +54,8 @@ impl Worker {
             created_at: seen.created_at,
             started_at: seen.started_at,
             node_name: String::new(),
+            // A process that sends the rest of a log takes nothing to speak of.
+            lingers: false,
         })
     }
 
