@@ -354,7 +354,9 @@ fn failed(
     if retry {
         let failures = worker.job_failures.saturating_add(worker.infrastructure_failures);
         let delay = backoff(failures, seed ^ u64::from(worker.index) << 32 ^ u64::from(worker.attempt), policy);
-        worker.again(Some(now.saturating_add(delay)));
+        let retry_at = Some(now.saturating_add(delay));
+        worker.keep_past(at, retry_at);
+        worker.again(retry_at);
     } else {
         worker.phase = WorkerPhase::Failed;
         worker.waiting = None;

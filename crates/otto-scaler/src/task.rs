@@ -106,6 +106,7 @@ impl Record {
                 break;
             }
             if worker.phase == WorkerPhase::Stopped {
+                worker.keep_past(worker.ended_at.unwrap_or(self.created_at), None);
                 worker.again(None);
                 queued.push(worker.index);
                 active += 1;
@@ -143,6 +144,23 @@ pub(crate) struct Worker {
     pub(crate) waiting: Option<Outcome>,
     /// Where it runs; empty for processes on this machine.
     pub(crate) node_name: String,
+    /// Attempts before this one, oldest first: the last [`PAST`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) past: Vec<Past>,
+}
+
+/// Earlier attempts that a record tells of.
+const PAST: usize = 16;
+
+/// An earlier attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Past {
+    pub(crate) attempt: u32,
+    pub(crate) ended_at: Millis,
+    pub(crate) outcome: Outcome,
+    pub(crate) node_name: String,
+    /// The next one was not to be created before this, if it followed by itself.
+    pub(crate) retry_at: Option<Millis>,
 }
 
 impl Worker {
@@ -161,7 +179,16 @@ impl Worker {
             outcome: None,
             waiting: None,
             node_name: String::new(),
+            past: Vec::new(),
         }
+    }
+
+    /// Keeps how this attempt ended, which the next one follows.
+    pub(crate) fn keep_past(&mut self, ended_at: Millis, retry_at: Option<Millis>) {
+        let Some(outcome) = self.outcome.clone() else { return };
+        self.past.push(Past { attempt: self.attempt, ended_at, outcome, node_name: self.node_name.clone(), retry_at });
+        let surplus = self.past.len().saturating_sub(PAST);
+        self.past.drain(..surplus);
     }
 
     /// The next attempt; the last outcome stays readable until this one ends.

@@ -210,6 +210,13 @@ impl Teller<'_> {
         let mut events = vec![self.queued()];
         let record_time = self.record.created_at;
         for worker in &self.record.workers {
+            for past in &worker.past {
+                let of = (worker.index, past.attempt);
+                events.push(self.ended(of, past.ended_at, &past.outcome, &past.node_name));
+                if let Some(retry_at) = past.retry_at {
+                    events.push(self.retrying(of, past.ended_at, retry_at, &past.outcome));
+                }
+            }
             let of = (worker.index, worker.attempt);
             if let Some(at) = worker.created_at {
                 events.push(self.created(of, at, &worker.node_name));

@@ -5,8 +5,10 @@ use futures::FutureExt;
 use super::*;
 use crate::apply::{Decision, Defaults, apply};
 use crate::controller::tests::MemoryDriver;
+use crate::driver::State;
 use crate::event::{Direction, GivenSpec, ScaleEvent};
-use crate::task::Record;
+use crate::plan::{self, Fact, Facts};
+use crate::task::{Class, Outcome, Phase, Record};
 
 /// Fails as often as it is told to, and remembers what it took.
 #[derive(Default)]
@@ -130,4 +132,36 @@ async fn the_end_gives_one_last_try() {
     f.publisher.publish(numbered(0, 10));
     f.stop.cancel();
     tokio::time::timeout(Duration::from_secs(5), f.running).await.unwrap().unwrap();
+}
+
+/// A record alone tells how each attempt ended, as it was told when it happened.
+#[test]
+fn earlier_attempts_are_told_again() {
+    let driver = MemoryDriver::default();
+    let policy = plan::Policy {
+        infrastructure_retries: 3,
+        backoff_min: 1_000,
+        backoff_max: 60_000,
+        keep_ended: 600_000,
+        overdue: 40_000,
+        stop_again: 40_000,
+        patience: plan::patience::Patience::default(),
+    };
+    let mut record = Record { wanted: 1, phase: Phase::Live, ..record("a") };
+    record.fill();
+    let mut told = Vec::new();
+    for (attempt, class) in [(1, Class::Evicted), (2, Class::NodeLost), (3, Class::Success)] {
+        let mut facts = Facts { complete: true, ..Facts::default() };
+        let outcome = Outcome { class, exit_code: None, signal: None, message: class.as_str().to_owned() };
+        let at = i64::from(attempt) * 1_000;
+        facts.workers.insert((0, attempt), Box::new(Fact::new(State::Ended { at, outcome }, at)));
+        let (after, _) = plan::settle(&record, &facts, &policy, at).unwrap();
+        told.extend(Teller { driver: &driver, record: &after }.since(Some(&record), at));
+        record = after;
+    }
+    let again = Teller { driver: &driver, record: &record }.all(9_000);
+    assert_eq!(told.len(), 6, "{told:?}");
+    for told in told {
+        assert!(again.contains(&told), "{told:?} is not among {again:?}");
+    }
 }
