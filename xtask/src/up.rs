@@ -114,10 +114,11 @@ pub(crate) fn bring(options: &Options, overlay: &str, interrupt: &Interrupt) -> 
     cluster.load(&built.all(), interrupt)?;
     eprintln!("xtask: applying {overlay}");
     cluster.apply(&workspace::root().join("k8s/base/namespaces.yaml"), false, interrupt)?;
-    let token_file = overlay::ensure_token(&cluster)?;
+    let token_file = overlay::ensure_tokens(&cluster)?;
     let applied = overlay::write(cluster.dir(), overlay, &built)?;
     cluster.apply(&applied, true, interrupt)?;
     rollout::wait(&cluster, interrupt)?;
+    overlay::withdraw_token(&cluster)?;
     Ok(Up { ports: cluster.ports()?, cluster, token_file, binaries, cli_image: built.cli })
 }
 

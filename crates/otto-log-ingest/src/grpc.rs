@@ -15,11 +15,10 @@ use tonic::server::NamedService;
 use crate::query::Query;
 use crate::session::Context;
 
+/// The one service that workers need.
+pub(crate) const FOR_WORKERS: &str = <LogStreamingServiceServer<streaming::Streaming> as NamedService>::NAME;
 /// Services that cannot do their work while the store cannot write.
-pub(crate) const WRITING: [&str; 2] = [
-    <LogStreamingServiceServer<streaming::Streaming> as NamedService>::NAME,
-    <WorkerEventServiceServer<events::Events> as NamedService>::NAME,
-];
+pub(crate) const WRITING: [&str; 2] = [FOR_WORKERS, <WorkerEventServiceServer<events::Events> as NamedService>::NAME];
 /// Services that only read the store.
 pub(crate) const READING: [&str; 1] = [<LogQueryServiceServer<query::Queries> as NamedService>::NAME];
 

@@ -15,7 +15,7 @@ use otto_service::web;
 use tokio_util::task::TaskTracker;
 
 use crate::AppState;
-use crate::grpc::{READING, WRITING, add_services};
+use crate::grpc::{FOR_WORKERS, READING, WRITING, add_services};
 use crate::metrics::Metrics;
 use crate::query::Query;
 use crate::registry::Registry;
@@ -47,7 +47,10 @@ impl Bound {
                 settings.limits.max_line_bytes.as_u64()
             );
         }
-        let policy = settings.auth.policy(&[settings.grpc_addr, settings.http_addr])?;
+        let mut policy = settings.auth.policy(&[settings.grpc_addr, settings.http_addr])?;
+        if let Some(path) = &settings.worker_token_file {
+            policy = policy.with_limited(path, "--worker-token-file", FOR_WORKERS)?;
+        }
         let grpc = grpc::bind("--grpc-addr", settings.grpc_addr)?;
         let http = grpc::bind("--http-addr", settings.http_addr)?;
         Ok(Self { grpc, http, policy })

@@ -35,6 +35,12 @@ pub struct Settings {
     #[command(flatten)]
     pub auth: auth::ServerAuth,
 
+    /// File with a bearer token for workers, which is good for ottoscaler.v1.LogStreamingService alone: whoever has it can
+    /// send logs, and can neither read them nor report events. Several lines: each is accepted. Read again when it
+    /// changes. Workers present it by their own --auth-token-file.
+    #[arg(long, env = "OTTO_WORKER_TOKEN_FILE", value_name = "FILE", requires = "auth_token_file")]
+    pub worker_token_file: Option<PathBuf>,
+
     /// The store.
     #[command(flatten)]
     pub store: StoreSettings,
@@ -210,6 +216,8 @@ mod tests {
             let error = load(&[flag, value]).unwrap_err();
             assert!(error.contains(flag) && error.contains(value), "{error}");
         }
+        let error = load(&["--worker-token-file", "w"]).unwrap_err();
+        assert!(error.contains("--auth-token-file"), "{error}");
         let error = load_from::<Settings>(["otto-log-ingest"], |_| None).unwrap_err().to_string();
         assert!(error.contains("--data-dir"), "{error}");
     }

@@ -1,4 +1,5 @@
-//! Who may: one static bearer token, kept in a file, for every server and client.
+//! Who may: one static bearer token, kept in a file, for every server and client; a server may know another one, which is
+//! good for one of its services alone ([`Policy::with_limited`]).
 //!
 //! Invariant: a server that is reachable from other machines demands a token, unless it was told not to by
 //! `--insecure-no-auth`.
@@ -10,7 +11,7 @@ pub use layer::{Auth, AuthLayer, COOKIE};
 pub use token::TokenFile;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Settings of a server. Flatten it: `#[command(flatten)] auth: auth::ServerAuth`.
@@ -40,18 +41,22 @@ pub struct ClientAuth {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The token file cannot be read.
-    #[error("cannot read the token file {} (--auth-token-file): {source}", path.display())]
+    #[error("cannot read the token file {} ({flag}): {source}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
+        /// Which flag gave it.
+        flag: &'static str,
         /// Why.
         source: std::io::Error,
     },
     /// The token file holds no token, or one that no HTTP header can carry.
-    #[error("the token file {} (--auth-token-file) {what}", path.display())]
+    #[error("the token file {} ({flag}) {what}", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
+        /// Which flag gave it.
+        flag: &'static str,
         /// What is wrong, and what is accepted.
         what: String,
     },
@@ -70,7 +75,32 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Policy {
     token: Option<Arc<TokenFile>>,
+    limited: Option<Arc<Limited>>,
 }
+
+/// Tokens that are good for one service alone.
+#[derive(Debug)]
+struct Limited {
+    token: TokenFile,
+    flag: &'static str,
+    service: &'static str,
+}
+
+/// What a token that was presented is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Whatever the server has.
+    Everything,
+    /// One gRPC service, by its full name.
+    Service {
+        /// Such as `ottoscaler.v1.LogStreamingService`.
+        name: &'static str,
+        /// Which flag says so.
+        flag: &'static str,
+    },
+}
+
+const AUTH_TOKEN_FILE: &str = "--auth-token-file";
 
 /// Why a caller is not let in. The text is meant for the caller, and does not help guessing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +116,14 @@ pub enum Denied {
     /// Another token.
     #[error("the bearer token is not valid here")]
     Wrong,
+    /// A token for another service.
+    #[error("this bearer token is good for {service} alone ({flag})")]
+    Elsewhere {
+        /// The one.
+        service: &'static str,
+        /// Which flag says so.
+        flag: &'static str,
+    },
 }
 
 impl ServerAuth {
@@ -99,7 +137,7 @@ impl ServerAuth {
             if self.insecure_no_auth {
                 tracing::warn!("--insecure-no-auth has no effect: a token is demanded, as --auth-token-file is given");
             }
-            return Ok(Policy { token: Some(Arc::new(TokenFile::open(path)?)) });
+            return Ok(Policy { token: Some(Arc::new(TokenFile::open(path, AUTH_TOKEN_FILE)?)), limited: None });
         }
         if let Some(address) = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
             if !self.insecure_no_auth {
@@ -122,14 +160,24 @@ impl ClientAuth {
     /// # Errors
     /// If the token file cannot be used.
     pub fn token(&self) -> Result<Option<Arc<TokenFile>>, Error> {
-        self.auth_token_file.as_deref().map(|path| TokenFile::open(path).map(Arc::new)).transpose()
+        self.auth_token_file.as_deref().map(|path| TokenFile::open(path, AUTH_TOKEN_FILE).map(Arc::new)).transpose()
     }
 }
 
 impl Policy {
     /// Lets everyone in.
     pub fn open() -> Self {
-        Policy { token: None }
+        Policy { token: None, limited: None }
+    }
+
+    /// Also lets in who presents a token of the file `path`, given by `flag`, but only to the gRPC service of this full
+    /// name, and to reflection. Read again when it changes. Without effect where no token is demanded.
+    ///
+    /// # Errors
+    /// If the token file cannot be used.
+    pub fn with_limited(mut self, path: &Path, flag: &'static str, service: &'static str) -> Result<Self, Error> {
+        self.limited = Some(Arc::new(Limited { token: TokenFile::open(path, flag)?, flag, service }));
+        Ok(self)
     }
 
     /// Whether a token is demanded.
@@ -141,29 +189,35 @@ impl Policy {
     ///
     /// # Errors
     /// Why not.
-    pub fn check(&self, headers: &http::HeaderMap) -> Result<(), Denied> {
-        let Some(token) = &self.token else { return Ok(()) };
+    pub fn check(&self, headers: &http::HeaderMap) -> Result<Grant, Denied> {
+        if self.token.is_none() {
+            return Ok(Grant::Everything);
+        }
         let value = headers.get(http::header::AUTHORIZATION).ok_or(Denied::Missing)?.as_bytes();
         // The scheme's name knows no case: RFC 9110, section 11.1.
         let (scheme, presented) = value.split_at_checked(7).ok_or(Denied::Malformed)?;
         if !scheme.eq_ignore_ascii_case(b"bearer ") {
             return Err(Denied::Malformed);
         }
-        if token.accepts(presented.trim_ascii()) { Ok(()) } else { Err(Denied::Wrong) }
+        self.grant(presented.trim_ascii()).ok_or(Denied::Wrong)
     }
 
-    /// Checks a token given in another way, such as a form or a cookie.
-    pub fn accepts(&self, presented: &str) -> bool {
-        self.token.as_ref().is_none_or(|token| token.accepts(presented.as_bytes()))
+    /// What a token is good for that is given in whatever way, such as a form or a cookie; `None`: for nothing.
+    pub fn grant(&self, presented: &[u8]) -> Option<Grant> {
+        if self.token.as_ref().is_none_or(|token| token.accepts(presented)) {
+            return Some(Grant::Everything);
+        }
+        let limited = self.limited.as_ref().filter(|limited| limited.token.accepts(presented))?;
+        Some(Grant::Service { name: limited.service, flag: limited.flag })
     }
 
-    /// For [`crate::grpc::Server`]: UNAUTHENTICATED without a valid token; `grpc.health.v1.Health` is exempt, because
-    /// probes carry none.
+    /// For [`crate::grpc::Server`]: UNAUTHENTICATED without a valid token, PERMISSION_DENIED with one for another service;
+    /// `grpc.health.v1.Health` is exempt, because probes carry none.
     pub(crate) fn grpc_layer(&self) -> AuthLayer {
         AuthLayer::grpc(self.clone())
     }
 
-    /// For an axum router: 401 without a valid token; `exempt` paths need none. A path that ends in `/` stands for all
+    /// For an axum router: 401 without a token that is good for everything; `exempt` paths need none. A path that ends in `/` stands for all
     /// below it. Besides the header, requests that change nothing (GET, HEAD) may carry the token in the cookie
     /// [`COOKIE`], so that a page in a browser can follow an event stream.
     pub fn http_layer(&self, exempt: &[&str]) -> AuthLayer {
@@ -208,7 +262,7 @@ mod tests {
         std::fs::write(file.path(), "s3cret\nnext-one\n").unwrap();
         let policy = server(Some(file.path()), false).policy(&[]).unwrap();
         for good in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret", "Bearer next-one"] {
-            assert_eq!(policy.check(&headers(good)), Ok(()), "{good}");
+            assert_eq!(policy.check(&headers(good)), Ok(Grant::Everything), "{good}");
         }
         for (bad, why) in [
             ("Bearer s3cre", Denied::Wrong),
@@ -222,7 +276,26 @@ mod tests {
             assert_eq!(policy.check(&headers(bad)), Err(why), "{bad}");
         }
         assert_eq!(policy.check(&http::HeaderMap::new()), Err(Denied::Missing));
-        assert!(policy.accepts("next-one") && !policy.accepts("") && !policy.accepts("other"));
-        assert!(Policy::open().accepts("") && Policy::open().check(&http::HeaderMap::new()).is_ok());
+        let everything = Some(Grant::Everything);
+        assert_eq!((policy.grant(b"next-one"), policy.grant(b""), policy.grant(b"other")), (everything, None, None));
+        assert_eq!(Policy::open().grant(b""), everything);
+        assert!(Policy::open().check(&http::HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn a_limited_token_is_good_for_one_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let (full, limited) = (dir.path().join("full"), dir.path().join("limited"));
+        std::fs::write(&full, "s3cret\n").unwrap();
+        std::fs::write(&limited, "weak\ns3cret\n").unwrap();
+        let policy = server(Some(&full), false).policy(&[]).unwrap();
+        let policy = policy.with_limited(&limited, "--worker-token-file", "test.v1.Echo").unwrap();
+        let one = Grant::Service { name: "test.v1.Echo", flag: "--worker-token-file" };
+        assert_eq!(policy.check(&headers("Bearer weak")), Ok(one));
+        assert_eq!(policy.check(&headers("Bearer s3cret")), Ok(Grant::Everything), "in both files");
+        assert_eq!(policy.check(&headers("Bearer other")), Err(Denied::Wrong));
+
+        let error = Policy::open().with_limited(&dir.path().join("missing"), "--worker-token-file", "x").unwrap_err();
+        assert!(error.to_string().contains("missing (--worker-token-file)"), "{error}");
     }
 }

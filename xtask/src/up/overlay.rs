@@ -1,4 +1,4 @@
-//! What is applied: an overlay of k8s/ with the images that were built, and the token.
+//! What is applied: an overlay of k8s/ with the images that were built, and the tokens.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -54,18 +54,38 @@ pub(crate) fn write(dir: &Path, overlay: &str, images: &Images) -> anyhow::Resul
     Ok(dir)
 }
 
-/// Namespaces that have the token.
-const NAMESPACES: [&str; 2] = ["ottoscaler", "ottoscaler-workers"];
-const SECRET: &str = "otto-token";
+const OURS: &str = "ottoscaler";
+const WORKERS: &str = "ottoscaler-workers";
+/// The token that is good for everything.
+const TOKEN: &str = "otto-token";
+/// The one that workers have, which is good for sending logs.
+const WORKER_TOKEN: &str = "otto-worker-token";
 
-/// Makes sure that both namespaces have the same token, a random one if there is none; returns a file with it.
-pub(crate) fn ensure_token(cluster: &Cluster) -> anyhow::Result<PathBuf> {
+/// Makes sure that there are the two tokens where they are needed, random ones if there are none; returns a file with the one
+/// that is good for everything.
+pub(crate) fn ensure_tokens(cluster: &Cluster) -> anyhow::Result<PathBuf> {
+    ensure_token(cluster, WORKER_TOKEN, &[OURS, WORKERS])?;
+    let token = ensure_token(cluster, TOKEN, &[OURS])?;
     let path = cluster.dir().join("token");
+    write_secret(&path, &token)?;
+    Ok(path)
+}
+
+/// Takes the token that is good for everything away from the workers' namespace, where an earlier `up` has put it. After the
+/// scaler was updated: Pods of the one before mount it.
+pub(crate) fn withdraw_token(cluster: &Cluster) -> anyhow::Result<()> {
+    let mut delete = cluster.kubectl();
+    delete.args(["delete", "secret", TOKEN, "--namespace", WORKERS, "--ignore-not-found"]);
+    crate::tools::run(delete.stdout(Stdio::null()))
+}
+
+/// Makes sure that a Secret with the same token is in all these namespaces; returns the token.
+fn ensure_token(cluster: &Cluster, name: &str, namespaces: &[&str]) -> anyhow::Result<String> {
     let mut token = None;
     let mut missing = Vec::new();
-    for namespace in NAMESPACES {
+    for namespace in namespaces {
         let mut get = cluster.kubectl();
-        get.args(["get", "secret", SECRET, "--namespace", namespace, "--ignore-not-found"]);
+        get.args(["get", "secret", name, "--namespace", namespace, "--ignore-not-found"]);
         let text = crate::tools::output(get.arg("--output=go-template={{.data.token|base64decode}}"))?;
         if text.is_empty() { missing.push(namespace) } else { token = Some(text) }
     }
@@ -74,10 +94,9 @@ pub(crate) fn ensure_token(cluster: &Cluster) -> anyhow::Result<PathBuf> {
         None => random_token()?,
     };
     for namespace in missing {
-        create_secret(cluster, namespace, &token)?;
+        create_secret(cluster, name, namespace, &token)?;
     }
-    write_secret(&path, &token)?;
-    Ok(path)
+    Ok(token)
 }
 
 fn random_token() -> anyhow::Result<String> {
@@ -87,10 +106,10 @@ fn random_token() -> anyhow::Result<String> {
 }
 
 /// By the standard input: arguments of processes are seen by everybody.
-fn create_secret(cluster: &Cluster, namespace: &str, token: &str) -> anyhow::Result<()> {
+fn create_secret(cluster: &Cluster, name: &str, namespace: &str, token: &str) -> anyhow::Result<()> {
     let secret = serde_json::json!({
         "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-        "metadata": {"name": SECRET, "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "stringData": {"token": token},
     });
     let mut create = cluster.kubectl();
@@ -101,7 +120,7 @@ fn create_secret(cluster: &Cluster, namespace: &str, token: &str) -> anyhow::Res
     }
     let status = child.wait()?;
     if !status.success() {
-        bail!("kubectl create secret {SECRET} in {namespace} ended with {status}");
+        bail!("kubectl create secret {name} in {namespace} ended with {status}");
     }
     Ok(())
 }

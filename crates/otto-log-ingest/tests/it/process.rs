@@ -201,3 +201,43 @@ async fn a_token_is_demanded() {
     let mut health = tonic_health_client(&server).await;
     assert!(health("").await);
 }
+
+#[tokio::test]
+async fn a_worker_s_token_is_good_for_sending_logs_and_for_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, worker) = (dir.path().join("token"), dir.path().join("worker-token"));
+    std::fs::write(&full, "open-sesame-0123456789\n").unwrap();
+    std::fs::write(&worker, "only-my-own-lines\n").unwrap();
+    let flags = ["--auth-token-file", full.to_str().unwrap(), "--worker-token-file", worker.to_str().unwrap()];
+    let server = crate::http_support::Server::start(&flags).await;
+    let channel = |token: &std::path::Path| {
+        let auth = otto_service::auth::ClientAuth { auth_token_file: Some(token.into()) };
+        otto_service::client::Endpoint::new(&server.program.grpc_url(), &auth).unwrap().connect_lazy()
+    };
+    let theirs = channel(&worker);
+    let mut client = LogStreamingServiceClient::new(theirs.clone());
+    client.register_worker(registration("w", "")).await.unwrap();
+    let one = tokio_stream::iter([entry("w", "line 1")]);
+    let mut answers = client.stream_logs(one).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap().unwrap().sequence, 1);
+
+    let alone = "good for ottoscaler.v1.LogStreamingService alone";
+    let listed = LogQueryServiceClient::new(theirs.clone()).list_log_tasks(ListLogTasksRequest::default()).await;
+    assert_code(listed, Code::PermissionDenied, alone);
+    let read = LogQueryServiceClient::new(theirs.clone()).read_logs(task()).await;
+    assert_code(read, Code::PermissionDenied, alone);
+    let events = ReportWorkerEventsRequest::default();
+    let reported = WorkerEventServiceClient::new(theirs).report_worker_events(events).await;
+    assert_code(reported, Code::PermissionDenied, alone);
+    for (token, status) in [("only-my-own-lines", 401), ("open-sesame-0123456789", 200)] {
+        let bearer = format!("Bearer {token}");
+        for path in ["/api/v1/tasks", "/metrics"] {
+            let reply = server.send("GET", path, &[("authorization", &bearer)]).await;
+            assert_eq!(reply.status.as_u16(), status, "{path} {token}");
+        }
+    }
+
+    let ours = channel(&full);
+    LogStreamingServiceClient::new(ours.clone()).register_worker(registration("w2", "")).await.unwrap();
+    LogQueryServiceClient::new(ours).list_log_tasks(ListLogTasksRequest::default()).await.unwrap();
+}

@@ -1,6 +1,6 @@
 //! The check as a tower layer, for gRPC and for HTTP.
 
-use super::{Denied, Policy};
+use super::{Denied, Grant, Policy};
 use futures::future::{Either, Ready, ready};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use std::sync::Arc;
@@ -44,14 +44,18 @@ impl Rules {
         }
         let checked = self.policy.check(request.headers());
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-        match checked {
+        let granted = match checked {
             // A cookie is sent by the browser on its own, also for another site's page: it may not change anything.
             Err(Denied::Missing) if !self.grpc && reads => match cookie(request.headers()) {
-                Some(token) if self.policy.accepts(token) => Ok(()),
-                Some(_) => Err(Denied::Wrong),
+                Some(token) => self.policy.grant(token.as_bytes()).ok_or(Denied::Wrong),
                 None => Err(Denied::Missing),
             },
             other => other,
+        }?;
+        match granted {
+            Grant::Everything => Ok(()),
+            Grant::Service { name, .. } if self.grpc && is_within(name, request.uri().path()) => Ok(()),
+            Grant::Service { name, flag } => Err(Denied::Elsewhere { service: name, flag }),
         }
     }
 
@@ -61,8 +65,13 @@ impl Rules {
 
     fn refuse<B: TextBody>(&self, denied: Denied) -> Response<B> {
         if self.grpc {
-            return Status::unauthenticated(denied.to_string()).into_http();
+            return match denied {
+                Denied::Missing | Denied::Malformed | Denied::Wrong => Status::unauthenticated(denied.to_string()),
+                Denied::Elsewhere { .. } => Status::permission_denied(denied.to_string()),
+            }
+            .into_http();
         }
+        // 401 in any case, so that a page asks for another token: RFC 9110, section 15.5.2.
         let body = serde_json::json!({ "error": { "code": "unauthenticated", "message": denied.to_string() } });
         let mut response = Response::new(B::text(body.to_string()));
         *response.status_mut() = StatusCode::UNAUTHORIZED;
@@ -71,6 +80,12 @@ impl Rules {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ottoscaler\""));
         response
     }
+}
+
+/// Whether a path is one of this service, or of reflection, which shows nothing but the contract.
+fn is_within(service: &str, path: &str) -> bool {
+    let named = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
+    named.is_some_and(|named| named == service || named.starts_with("grpc.reflection."))
 }
 
 fn cookie(headers: &HeaderMap) -> Option<&str> {
@@ -147,8 +162,12 @@ mod tests {
     async fn answer(method: Method, path: &str, headers: &[(&str, &str)]) -> Response<Body> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "s3cret").unwrap();
+        let weak = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(weak.path(), "weak").unwrap();
         let auth = ServerAuth { auth_token_file: Some(file.path().into()), insecure_no_auth: false };
-        let layer = auth.policy(&[]).unwrap().http_layer(&["/livez", "/assets/"]);
+        let policy =
+            auth.policy(&[]).unwrap().with_limited(weak.path(), "--worker-token-file", "test.v1.Echo").unwrap();
+        let layer = policy.http_layer(&["/livez", "/assets/"]);
         let router = axum::Router::new().fallback(get(async || "ok").post(async || "ok")).layer(layer);
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
@@ -171,6 +190,10 @@ mod tests {
             // The header wins over a cookie that would do.
             (Method::GET, "/api", &[("authorization", "Bearer other"), ("cookie", "otto-token=s3cret")], 401),
             (Method::POST, "/api", &[("cookie", "otto-token=s3cret")], 401),
+            // One that is good for a gRPC service is good for nothing here.
+            (Method::GET, "/api", &[("authorization", "Bearer weak")], 401),
+            (Method::GET, "/test.v1.Echo/Echo", &[("authorization", "Bearer weak")], 401),
+            (Method::GET, "/api", &[("cookie", "otto-token=weak")], 401),
             (Method::GET, "/livez", &[], 200),
             (Method::GET, "/livez/x", &[], 401),
             (Method::GET, "/assets/app.js", &[], 200),
@@ -178,6 +201,16 @@ mod tests {
         ] {
             let response = answer(method.clone(), path, headers).await;
             assert_eq!(response.status(), status, "{method} {path} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_is_named_by_the_first_part_of_the_path() {
+        for path in ["/a.B/Call", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"] {
+            assert!(is_within("a.B", path), "{path}");
+        }
+        for path in ["/a.Bc/Call", "/a.B", "a.B/Call", "//a.B/Call", "/x/a.B/Call", "/", ""] {
+            assert!(!is_within("a.B", path), "{path}");
         }
     }
 

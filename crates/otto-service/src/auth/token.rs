@@ -17,6 +17,7 @@ const FRESH: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
+    flag: &'static str,
     state: Mutex<State>,
 }
 
@@ -33,14 +34,14 @@ impl std::fmt::Debug for State {
 }
 
 impl TokenFile {
-    /// Reads the file for the first time.
+    /// Reads the file, given by `flag`, for the first time.
     ///
     /// # Errors
     /// If it cannot be read, or holds no usable token.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        let tokens = read(path)?;
+    pub fn open(path: &Path, flag: &'static str) -> Result<Self, Error> {
+        let tokens = read(path, flag)?;
         let state = State { tokens, read: Instant::now(), broken: false };
-        Ok(TokenFile { path: path.to_owned(), state: Mutex::new(state) })
+        Ok(TokenFile { path: path.to_owned(), flag, state: Mutex::new(state) })
     }
 
     /// Whether this is one of the tokens. Takes the same time wherever they differ.
@@ -63,7 +64,7 @@ impl TokenFile {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.read.elapsed() >= FRESH {
             state.read = Instant::now();
-            match read(&self.path) {
+            match read(&self.path, self.flag) {
                 Ok(tokens) => {
                     if state.tokens != tokens {
                         tracing::info!(path = %self.path.display(), "the token file has changed");
@@ -82,9 +83,10 @@ impl TokenFile {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<String>, Error> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
-    let unusable = |what: String| Error::Unusable { path: path.to_owned(), what };
+fn read(path: &Path, flag: &'static str) -> Result<Vec<String>, Error> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::Unreadable { path: path.to_owned(), flag, source })?;
+    let unusable = |what: String| Error::Unusable { path: path.to_owned(), flag, what };
     let mut tokens = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let token = line.trim();
@@ -111,13 +113,13 @@ mod tests {
     fn unusable_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
-        let error = TokenFile::open(&missing).unwrap_err().to_string();
+        let error = TokenFile::open(&missing, "--auth-token-file").unwrap_err().to_string();
         assert!(error.contains("missing") && error.contains("--auth-token-file"), "{error}");
         for (content, part) in [("", "is empty"), (" \n\n", "is empty"), ("a\nb c\n", "line 2"), ("h\u{e9}", "line 1")]
         {
             let path = dir.path().join("token");
             std::fs::write(&path, content).unwrap();
-            let error = TokenFile::open(&path).unwrap_err().to_string();
+            let error = TokenFile::open(&path, "--auth-token-file").unwrap_err().to_string();
             assert!(error.contains(part) && error.contains("token"), "{content:?}: {error}");
             assert!(!error.contains("b c"), "the token itself must not be shown: {error}");
         }
@@ -128,7 +130,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         std::fs::write(&path, "old\n").unwrap();
-        let file = TokenFile::open(&path).unwrap();
+        let file = TokenFile::open(&path, "--auth-token-file").unwrap();
         assert!(file.accepts(b"old"));
         let expire = || file.state.lock().unwrap().read = Instant::now() - FRESH;
 
@@ -150,6 +152,6 @@ mod tests {
     fn debug_shows_no_token() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "hunter2").unwrap();
-        assert!(!format!("{:?}", TokenFile::open(file.path()).unwrap()).contains("hunter2"));
+        assert!(!format!("{:?}", TokenFile::open(file.path(), "--auth-token-file").unwrap()).contains("hunter2"));
     }
 }

@@ -45,6 +45,33 @@ async fn only_the_right_token_is_let_in_and_probes_need_none() {
 }
 
 #[tokio::test]
+async fn a_limited_token_opens_its_service_and_reflection() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, weak) = (dir.path().join("full"), dir.path().join("weak"));
+    std::fs::write(&full, "s3cret\n").unwrap();
+    std::fs::write(&weak, "weak\n").unwrap();
+    let auth = ServerAuth { auth_token_file: Some(full), insecure_no_auth: false };
+    let policy = auth.policy(&[]).unwrap();
+    for (service, opens) in [(crate::echo::NAME, true), ("test.v1.Other", false)] {
+        let policy = policy.clone().with_limited(&weak, "--worker-token-file", service).unwrap();
+        let server = start_with(Limits::default(), policy, |server| server);
+        let channel = server.channel_with(&client(&weak));
+        match echo(&channel).await {
+            Ok(()) => assert!(opens),
+            Err(error) => {
+                assert!(!opens && error.code() == Code::PermissionDenied, "{error}");
+                let part = format!("good for {service} alone (--worker-token-file)");
+                assert!(error.message().contains(&part), "{error}");
+            }
+        }
+        HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.unwrap();
+        let mut reflection = tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient::new(channel);
+        reflection.server_reflection_info(futures::stream::empty()).await.unwrap();
+        echo(&server.channel_with(&auth.client())).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn tokens_are_exchanged_without_a_restart_and_without_a_gap() {
     let dir = tempfile::tempdir().unwrap();
     let (servers, clients) = (dir.path().join("servers"), dir.path().join("clients"));
