@@ -115,6 +115,7 @@ pub(crate) fn bring(options: &Options, overlay: &str, interrupt: &Interrupt) -> 
     eprintln!("xtask: applying {overlay}");
     cluster.apply(&workspace::root().join("k8s/base/namespaces.yaml"), false, interrupt)?;
     let token_file = overlay::ensure_tokens(&cluster)?;
+    rollout::let_go(&cluster)?;
     let applied = overlay::write(cluster.dir(), overlay, &built)?;
     cluster.apply(&applied, true, interrupt)?;
     rollout::wait(&cluster, interrupt)?;

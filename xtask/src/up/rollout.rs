@@ -1,6 +1,7 @@
 //! Waiting until everything runs as applied.
 
 use std::collections::HashMap;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -9,6 +10,7 @@ use serde_json::Value;
 use super::cluster::Cluster;
 use super::why;
 use crate::interrupt::Interrupt;
+use crate::tools;
 
 const WITHIN: Duration = Duration::from_secs(300);
 /// When nothing has changed for so long, warnings about Pods are looked for.
@@ -63,6 +65,24 @@ pub(super) fn wait(cluster: &Cluster, interrupt: &Interrupt) -> anyhow::Result<(
         }
         interrupt.pause(LOOK_EVERY)?;
     }
+}
+
+/// Deletes StatefulSets of an earlier `up` that cannot become what is applied now, because the field that differs is fixed:
+/// without their Pods and volumes, which the new ones adopt.
+pub(super) fn let_go(cluster: &Cluster) -> anyhow::Result<()> {
+    let all = cluster.get(&["statefulsets", "--namespace=ottoscaler"])?;
+    for set in all["items"].as_array().into_iter().flatten().filter(|set| is_ordered(set)) {
+        let name = set["metadata"]["name"].as_str().unwrap_or_default();
+        eprintln!("xtask: {name} is made again: its podManagementPolicy cannot be changed; its Pods stay");
+        let mut delete = cluster.kubectl();
+        delete.args(["delete", "statefulset", name, "--namespace=ottoscaler", "--cascade=orphan"]);
+        tools::run(delete.stdout(Stdio::null()))?;
+    }
+    Ok(())
+}
+
+fn is_ordered(set: &Value) -> bool {
+    set["spec"]["podManagementPolicy"] != "Parallel"
 }
 
 fn line(sets: &[Progress], pods: &[&Value]) -> String {

@@ -92,6 +92,7 @@ pub(crate) fn controller_manager(dir: &Path, pki: &Pki, kubeconfig: &Path) -> an
         "pod-garbage-collector-controller",
         "resourcequota-controller",
         "disruption-controller",
+        "statefulset-controller",
         "root-ca-certificate-publisher-controller",
         "clusterrole-aggregation-controller",
     ];

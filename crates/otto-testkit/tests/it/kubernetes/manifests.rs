@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use otto_testkit::{ControlPlane, scaler_rules};
+use otto_testkit::{ControlPlane, Namespace, eventually, scaler_rules};
 use serde_json::json;
 use tokio::sync::OnceCell;
 
@@ -74,6 +74,78 @@ async fn the_api_server_takes_every_overlay() -> anyhow::Result<()> {
         assert!(warnings.is_empty(), "{name}: {warnings:?}");
     }
     Ok(())
+}
+
+/// A StatefulSet whose Pod does not become ready is repaired by applying the repair, without anybody's hand at the Pod. Here
+/// no Pod ever becomes ready: nobody makes its volume.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_update_is_repaired_by_the_next_one() -> anyhow::Result<()> {
+    let plane = installed().await?;
+    let namespace = plane.namespace("repaired").await?;
+    let sets = sets_for(&namespace).await?;
+    let file = tempfile::NamedTempFile::new()?;
+    let path = file.path().display().to_string();
+    for tag in ["broken", "repaired"] {
+        let images = [("ottoscaler/otto-log-ingest:dev", "otto-log-ingest-0"), ("redis:7-bookworm", "otto-redis-0")];
+        let text = images.iter().fold(sets.clone(), |text, (image, _)| text.replace(image, &format!("{image}-{tag}")));
+        std::fs::write(file.path(), text)?;
+        kubectl(plane, &["apply", "-f", &path]).await?;
+        for (image, pod) in images {
+            let wanted = format!("{image}-{tag}");
+            eventually(&format!("{pod} has the image {wanted}"), || async {
+                let spec = namespace.pods().get_opt(pod).await.ok()??.spec?;
+                (spec.containers[0].image.as_deref() == Some(&wanted)).then_some(())
+            })
+            .await;
+        }
+    }
+    Ok(())
+}
+
+/// What `cargo xtask up` and the manual do to a StatefulSet that was made before it had `podManagementPolicy: Parallel`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_is_made_again_keeps_its_pod() -> anyhow::Result<()> {
+    let plane = installed().await?;
+    let namespace = plane.namespace("again").await?;
+    let sets = sets_for(&namespace).await?;
+    let file = tempfile::NamedTempFile::new()?;
+    let path = file.path().display().to_string();
+    std::fs::write(file.path(), sets.replace("podManagementPolicy: Parallel", "podManagementPolicy: OrderedReady"))?;
+    kubectl(plane, &["apply", "-f", &path]).await?;
+    let names = ["otto-log-ingest-0", "otto-redis-0"];
+    let owners = || async {
+        let mut owners = Vec::new();
+        for name in names {
+            let pod = namespace.pods().get_opt(name).await.ok()??.metadata;
+            owners.push((pod.uid?, pod.owner_references?.pop()?.uid));
+        }
+        Some(owners)
+    };
+    let before = eventually("both Pods are there", owners).await;
+    std::fs::write(file.path(), &sets)?;
+    let refused = kubectl(plane, &["apply", "-f", &path]).await.unwrap_err().to_string();
+    assert!(refused.contains("updates to statefulset spec"), "{refused}");
+    let delete = ["delete", "statefulset", "--all", "--cascade=orphan", "--namespace", namespace.name()];
+    kubectl(plane, &delete).await?;
+    kubectl(plane, &["apply", "-f", &path]).await?;
+    let after = eventually("both Pods have a new owner", || async {
+        let now = owners().await?;
+        now.iter().zip(&before).all(|(now, before)| now.1 != before.1).then_some(now)
+    })
+    .await;
+    let uids = |pods: &[(String, String)]| pods.iter().map(|pod| pod.0.clone()).collect::<Vec<_>>();
+    assert_eq!(uids(&after), uids(&before));
+    Ok(())
+}
+
+/// The StatefulSets of the dev overlay, for a namespace which has what they need.
+async fn sets_for(namespace: &Namespace<'_>) -> anyhow::Result<String> {
+    namespace.create::<ServiceAccount>(json!({"metadata": {"name": "otto-log-ingest"}})).await?;
+    let overlay = k8s().join("overlays/dev").display().to_string();
+    let (all, _) = kubectl(namespace.plane(), &["kustomize", &overlay]).await?;
+    let sets: Vec<_> = all.split("\n---\n").filter(|object| object.contains("\nkind: StatefulSet\n")).collect();
+    assert_eq!(sets.len(), 2);
+    Ok(sets.join("\n---\n").replace("namespace: ottoscaler\n", &format!("namespace: {}\n", namespace.name())))
 }
 
 async fn client_of(plane: &ControlPlane, namespace: &str, account: &str) -> anyhow::Result<Client> {
