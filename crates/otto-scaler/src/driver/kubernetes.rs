@@ -131,6 +131,13 @@ impl KubernetesDriver {
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
         let maker = PodMaker::open(&options, cluster.namespace())?;
+        if let Some(audience) = &options.settings.worker_token_audience {
+            tracing::warn!(
+                audience,
+                "workers send tokens of their service account (--worker-token-audience), which otto-log-ingest refuses: their \
+                 log server must be one of another make, that verifies them"
+            );
+        }
         let calls = options.settings.max_api_calls;
         anyhow::ensure!(calls > 0, "--max-api-calls: accepted: 1 or more");
         let waiting = format!("the API server {} has not told yet which workers exist", cluster.url());

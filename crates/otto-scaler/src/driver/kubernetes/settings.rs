@@ -29,7 +29,8 @@ pub(crate) struct Settings {
     /// Secret, in the workers' namespace, with the token for the log server: `NAME/KEY`.
     #[arg(long, env = "OTTO_WORKER_TOKEN_SECRET", value_name = "NAME/KEY")]
     pub(crate) worker_token_secret: Option<String>,
-    /// Instead: workers send the service account's token that the cluster issues for this audience.
+    /// Instead: workers send the service account's token that the cluster issues for this audience. For log servers of
+    /// another make: otto-log-ingest knows the tokens of its files alone, and refuses these.
     #[arg(long, env = "OTTO_WORKER_TOKEN_AUDIENCE", value_name = "AUDIENCE", conflicts_with = "worker_token_secret")]
     pub(crate) worker_token_audience: Option<String>,
     /// Longest life of a Pod whose job has no timeout of its own (activeDeadlineSeconds); 0s: no limit.
