@@ -195,7 +195,8 @@ fn token(options: &Options) -> anyhow::Result<Option<Value>> {
             "--worker-token-secret `{secret}`; accepted: NAME/KEY, a Secret in the workers' namespace and a key of it"
         );
         let items = json!([{ "key": key, "path": TOKEN_FILE }]);
-        return Ok(Some(json!({ "secret": { "secretName": name, "defaultMode": 0o440, "items": items } })));
+        // For all: without the Pod's group neither the agent nor the job, whoever they run as, could read it otherwise.
+        return Ok(Some(json!({ "secret": { "secretName": name, "defaultMode": 0o444, "items": items } })));
     }
     let Some(audience) = &settings.worker_token_audience else { return Ok(None) };
     ensure!(!audience.is_empty(), "--worker-token-audience is empty; accepted: the name that the log server goes by");

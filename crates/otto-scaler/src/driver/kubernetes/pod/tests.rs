@@ -265,7 +265,7 @@ fn credentials() {
     let spec = |flags: &[&str]| pod_of(&maker_of(&options(flags), "", &[]).unwrap(), &launch())["spec"].clone();
     let secret = spec(&["--worker-token-secret", "otto-token/worker"]);
     let expected = json!({"name": "otto-token", "secret": {
-        "secretName": "otto-token", "defaultMode": 0o440, "items": [{"key": "worker", "path": "token"}],
+        "secretName": "otto-token", "defaultMode": 0o444, "items": [{"key": "worker", "path": "token"}],
     }});
     assert_eq!(secret["volumes"][1], expected);
     for container in 0..2 {

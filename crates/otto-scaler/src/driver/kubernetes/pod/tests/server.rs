@@ -174,7 +174,7 @@ async fn templates_of_manual_and_manifests_are_taken() {
     }
     let blocks: Vec<&str> =
         MANUAL.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
-    assert_eq!(blocks.len(), 4);
+    assert_eq!(blocks.len(), 5);
     for template in blocks.into_iter().chain([MANIFEST]) {
         assert_eq!(said(&namespace, template).await, "", "{template}");
     }
