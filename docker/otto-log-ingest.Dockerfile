@@ -15,5 +15,5 @@ USER 65532:65532
 EXPOSE 50051 8080
 VOLUME /var/lib/otto
 # Settings as variables, which yours replace; a flag would win over them.
-ENV OTTO_GRPC_ADDR=0.0.0.0:50051 OTTO_HTTP_ADDR=0.0.0.0:8080 OTTO_DATA_DIR=/var/lib/otto
+ENV OTTO_GRPC_ADDR=[::]:50051 OTTO_HTTP_ADDR=[::]:8080 OTTO_DATA_DIR=/var/lib/otto
 ENTRYPOINT ["/otto-log-ingest"]

@@ -17,7 +17,7 @@ USER 65532:65532
 EXPOSE 9090 9091
 VOLUME /var/lib/otto
 # Settings as variables, which yours replace; a flag would win over them.
-ENV OTTO_DRIVER=kubernetes OTTO_GRPC_ADDR=0.0.0.0:9090 OTTO_ADMIN_ADDR=0.0.0.0:9091 OTTO_DATA_DIR=/var/lib/otto
+ENV OTTO_DRIVER=kubernetes OTTO_GRPC_ADDR=[::]:9090 OTTO_ADMIN_ADDR=[::]:9091 OTTO_DATA_DIR=/var/lib/otto
 ENTRYPOINT ["/otto-scaler"]
 
 FROM kubernetes AS process

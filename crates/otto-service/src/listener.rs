@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use rustix::io::Errno;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -22,12 +22,20 @@ const BACKLOG: i32 = 1024;
 /// be the one to notice.
 const USER_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// Binds `address`, given by `flag` (such as `--grpc-addr`). Port 0 lets the system choose one.
+/// Binds `address`, given by `flag` (such as `--grpc-addr`). Port 0 lets the system choose one. `[::]` is all addresses, those
+/// of IPv4 too; where the system has no IPv6, 0.0.0.0 takes its place.
 ///
 /// # Errors
 /// Names the flag and the address, and what to do about it.
 pub fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
-    try_bind(address).map_err(|error| {
+    let bound = try_bind(address).or_else(|error| match without_ipv6(address, &error) {
+        Some(ipv4) => {
+            tracing::info!(%address, flag, "there is no IPv6 on this machine: listening on {ipv4} instead");
+            try_bind(ipv4)
+        }
+        None => Err(error),
+    });
+    bound.map_err(|error| {
         let text = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 format!("address {address} ({flag}) is in use: end the program that listens there (`ss -ltnp` shows it), or give another {flag}")
@@ -49,9 +57,28 @@ fn try_bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     // A restarted server must not wait for connections of its predecessor to be forgotten.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    if is_all(address) {
+        // Whatever net.ipv6.bindv6only says.
+        socket.set_only_v6(false)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+fn is_all(address: SocketAddr) -> bool {
+    address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+}
+
+/// What `[::]` becomes where this error says that the system has no IPv6.
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let missing = matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL));
+    (is_all(address) && missing).then(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+}
+
+/// An address of IPv4 as such, and not as IPv6 shows it (`::ffff:10.0.0.7`).
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// A bound socket, of the standard library's or tokio's type.
@@ -150,7 +177,7 @@ impl Accept {
                 biased;
                 () = drain.requested() => break,
                 Some(ended) = connections.join_next() => self.ended(ended, connections.len()),
-                accepted = listener.accept() => match accepted {
+                accepted = listener.accept() => match accepted.map(|(stream, peer)| (stream, canonical(peer))) {
                     Ok((stream, peer)) if connections.len() < max_connections => {
                         if let Err(error) = prepare(&stream) {
                             tracing::debug!(%peer, %error, "connection lost before it was used");
@@ -251,6 +278,33 @@ mod tests {
         // TEST-NET-1, RFC 5737.
         let error = bind("--http-addr", "192.0.2.1:80".parse().unwrap()).unwrap_err().to_string();
         assert!(error.contains("192.0.2.1:80 (--http-addr)"), "{error}");
+    }
+
+    #[test]
+    fn all_addresses_are_those_of_ipv4_too() {
+        let listener = bind("--grpc-addr", "[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let peer = loop {
+            match listener.accept() {
+                Ok((_, peer)) => break canonical(peer),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}"),
+            }
+        };
+        assert_eq!(peer, stream.local_addr().unwrap());
+    }
+
+    #[test]
+    fn without_ipv6_all_addresses_are_those_of_ipv4() {
+        let instead = |address: &str, errno: Errno| {
+            without_ipv6(address.parse().unwrap(), &errno.into()).map(|address| address.to_string())
+        };
+        for errno in [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL] {
+            assert_eq!(instead("[::]:9090", errno).as_deref(), Some("0.0.0.0:9090"));
+            assert_eq!(instead("[::1]:9090", errno), None);
+            assert_eq!(instead("0.0.0.0:9090", errno), None);
+        }
+        assert_eq!(instead("[::]:9090", Errno::ADDRINUSE), None);
     }
 
     #[test]

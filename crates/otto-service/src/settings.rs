@@ -7,7 +7,7 @@
 //! Keys of the file are the flags' names (`retention-age`, or `retention_age`), at the top level:
 //!
 //! ```toml
-//! grpc-addr = "0.0.0.0:50051"
+//! grpc-addr = "[::]:50051"
 //! retention-age = "7d"
 //! insecure-no-auth = true
 //! label = ["a=1", "b=2"]     # a flag that may be repeated
