@@ -48,16 +48,18 @@ async fn installed() -> anyhow::Result<&'static ControlPlane> {
     Ok(plane)
 }
 
-/// Every overlay is taken by the API server: no unknown field, and no warning (all of ours is within the restricted Pod
-/// Security level).
+/// Every overlay and component is taken by the API server: no unknown field, and no warning (all of ours is within the
+/// restricted Pod Security level).
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_takes_every_overlay() -> anyhow::Result<()> {
     let plane = installed().await?;
     let mut overlays = vec![k8s().join("base")];
-    for entry in std::fs::read_dir(k8s().join("overlays"))? {
-        overlays.push(entry?.path());
+    for folder in ["overlays", "components"] {
+        for entry in std::fs::read_dir(k8s().join(folder))? {
+            overlays.push(entry?.path());
+        }
     }
-    assert!(overlays.len() >= 3, "{overlays:?}");
+    assert!(overlays.len() >= 7, "{overlays:?}");
     for overlay in overlays {
         let name = overlay.display().to_string();
         let (all, warnings) = kubectl(plane, &["kustomize", &name]).await?;
