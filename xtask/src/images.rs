@@ -87,6 +87,7 @@ impl Profile {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    check_system(env::consts::OS)?;
     let interrupt = Interrupt::install()?;
     if !options.binaries_only {
         docker::ensure()?;
@@ -105,6 +106,21 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         if let Some(limit) = image.limit.filter(|limit| options.profile == Profile::Release && bytes > *limit) {
             bail!("{reference} has {bytes} bytes, and may have {limit}");
         }
+    }
+    Ok(())
+}
+
+/// Whether this system's programs are what containers run.
+///
+/// # Errors
+/// Says what does it instead.
+pub(crate) fn check_system(os: &str) -> anyhow::Result<()> {
+    if os != "linux" {
+        bail!(
+            "images are made of programs that are built on this machine, for its processor: that takes Linux, and this is \
+             {os}. Let the container engine build them: docker build -f docker/NAME.Dockerfile -t ottoscaler/NAME:dev . \
+             (README.md and docs/operations/kubernetes.md say how to go on)"
+        );
     }
     Ok(())
 }
@@ -213,6 +229,13 @@ mod tests {
 
     const FILE: &str = "FROM rust AS build\nRUN x\n\nFROM scratch AS one\nCOPY --from=build /out/a /a\n\nFROM one AS two\n\
                         COPY --from=build --chown=1:1 /out/b /b\n";
+
+    #[test]
+    fn other_systems_are_told_what_builds_images_there() {
+        assert!(check_system("linux").is_ok());
+        let error = check_system("macos").unwrap_err().to_string();
+        assert!(error.contains("macos") && error.contains("docker build -f docker/"), "{error}");
+    }
 
     #[test]
     fn the_dockerfiles_build_with_the_same_flags() {

@@ -92,6 +92,7 @@ pub(crate) struct Up {
 
 /// Brings everything up in the cluster, which is created if it is not there; what has not changed is left alone.
 pub(crate) fn bring(options: &Options, overlay: &str, interrupt: &Interrupt) -> anyhow::Result<Up> {
+    images::check_system(std::env::consts::OS)?;
     docker::ensure()?;
     let cluster = Cluster::new(&options.name)?;
     cluster.check_ours()?;

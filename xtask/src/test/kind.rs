@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Context;
 
-use crate::images::Profile;
+use crate::images::{self, Profile};
 use crate::interrupt::Interrupt;
 use crate::up::{self, Up};
 use crate::workspace;
@@ -32,6 +32,7 @@ const OVERLAY: &str = "crates/otto-testkit/tests/kind/overlay";
 const JOB_IMAGE: &str = "busybox:1.37";
 
 pub(super) fn run(options: &Options, arguments: &[String]) -> anyhow::Result<()> {
+    images::check_system(std::env::consts::OS)?;
     let interrupt = Interrupt::install()?;
     let cluster = up::Options {
         image: options.image.clone(),
