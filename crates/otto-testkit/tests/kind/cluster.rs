@@ -6,7 +6,7 @@ use std::process::Output;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
-use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
@@ -98,6 +98,15 @@ impl Cluster {
     /// The image with a shell that jobs run.
     pub(crate) fn job_image(&self) -> &str {
         &self.facts.job_image
+    }
+
+    /// The agent's image, as the scaler has it.
+    pub(crate) async fn agent_image(&self) -> anyhow::Result<String> {
+        let scaler = Api::<Deployment>::namespaced(self.client.clone(), OURS).get("otto-scaler").await?;
+        let pod = scaler.spec.and_then(|spec| spec.template.spec).context("a Deployment without a Pod")?;
+        let mut variables = pod.containers.into_iter().flat_map(|container| container.env.unwrap_or_default());
+        let image = variables.find(|variable| variable.name == "OTTO_AGENT_IMAGE").and_then(|variable| variable.value);
+        image.context("the scaler has no OTTO_AGENT_IMAGE")
     }
 
     /// Pods of workers.

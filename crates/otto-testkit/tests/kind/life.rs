@@ -32,6 +32,48 @@ async fn an_event_ends_in_finished_pods_whose_every_line_is_stored() -> anyhow::
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: cargo xtask test --kind"]
+async fn a_job_may_be_root_or_a_stranger_who_can_write_nothing() -> anyhow::Result<()> {
+    let cluster = Cluster::connect().await?;
+    for (class, user, writes) in [("root", "0", "yes"), ("readonly", "1000", "no")] {
+        let task = &cluster.task_id(class);
+        let who = "id -u; if (echo x > /tmp/written) 2> /dev/null; then echo yes; else echo no; fi";
+        let script = format!("{who}; {}", printing(2_000, 5_000));
+        cluster.add(task, &script, &[("resource_class", class)]).await?;
+        let ended = cluster.ended(task).await?;
+        assert_eq!(ended.state(), TaskState::Succeeded, "{class}: {}", ended.error_message);
+        let workers = cluster.finished(task, 1).await?;
+        assert!(workers[0].runs.len() == 1 && workers[0].runs[0].complete, "{workers:?}");
+        let mut lines = cluster.lines(task, &workers[0].worker_id).await?;
+        let printed = lines.split_off(2);
+        assert_eq!(lines, [user, writes], "{class}");
+        assert_eq!(printed, numbered(2_000), "{class}");
+    }
+    Ok(())
+}
+
+/// The agent's own image has one file, the agent: no shell, no libc, no user, not even a folder `/tmp`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: cargo xtask test --kind"]
+async fn a_job_may_be_an_image_with_one_program_in_it() -> anyhow::Result<()> {
+    let cluster = Cluster::connect().await?;
+    let image = &cluster.agent_image().await?;
+    for class in ["no", "root", "readonly"] {
+        let task = &cluster.task_id(&format!("scratch-{class}"));
+        let fields =
+            [("image", image.as_str()), ("command", r#"["/otto-worker","--help"]"#), ("resource_class", class)];
+        cluster.add(task, "", if class == "no" { &fields[..2] } else { &fields }).await?;
+        let ended = cluster.ended(task).await?;
+        assert_eq!(ended.state(), TaskState::Succeeded, "{class}: {}", ended.error_message);
+        let workers = cluster.finished(task, 1).await?;
+        assert!(workers[0].runs.len() == 1 && workers[0].runs[0].complete, "{workers:?}");
+        let lines = cluster.lines(task, &workers[0].worker_id).await?;
+        assert!(lines.iter().any(|line| line.contains("Usage: otto-worker")), "{class}: {lines:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: cargo xtask test --kind"]
 async fn the_command_line_follows_a_job_and_ends_as_it_did() -> anyhow::Result<()> {
     let cluster = Cluster::connect().await?;
     let (task, image) = (&cluster.task_id("followed"), cluster.job_image());
