@@ -1,8 +1,8 @@
 //! Whether the cluster takes our Pods: asked when the scaler starts, by a dry run of one Pod per resource class
 //! (<https://kubernetes.io/docs/reference/using-api/api-concepts/#dry-run>).
 //!
-//! A template that the cluster refuses ends the program at once. What is not the template's fault is waited for, and
-//! nothing is created meanwhile.
+//! A template that the cluster refuses ends the program when it starts. Where the server was away then, and in whatever is
+//! not the template's fault, it is tried again, and nothing is created meanwhile.
 
 use std::time::Duration;
 
@@ -26,25 +26,28 @@ pub(super) enum Checked {
     Refused(String),
 }
 
-/// Tries until the cluster has said yes or no.
+/// Tries until the cluster takes the template's Pods. What was refused once is tried again, too: a priority class may come, a
+/// policy may go.
 pub(super) async fn run(shared: &Shared) {
-    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+    let mut away = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+    let mut repair = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
     let mut told = String::new();
     loop {
         let checked = once(shared).await;
         shared.checked.send_replace(checked.clone());
-        match checked {
-            Checked::Good => return,
-            Checked::Refused(error) => {
-                return tracing::error!(error, "no worker can be created until this is repaired");
+        let (why, what, pause) = match checked {
+            Checked::Good if told.is_empty() => return,
+            Checked::Good => return tracing::info!("the cluster takes the Pods of the template; workers are created"),
+            Checked::NotYet(why) => {
+                (why, "the Pod template cannot be checked; no worker is created until it is", away.next())
             }
-            Checked::NotYet(why) if why != told => {
-                tracing::error!(error = why, "the Pod template cannot be checked; no worker is created until it is");
-                told = why;
-            }
-            Checked::NotYet(_) => {}
+            Checked::Refused(why) => (why, "no worker can be created until this is repaired", repair.next()),
+        };
+        if why != told {
+            tracing::error!(error = why, "{what}");
+            told = why;
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

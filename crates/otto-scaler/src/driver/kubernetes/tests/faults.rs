@@ -1,7 +1,9 @@
 //! A network and a server that fail in every way: one Pod comes of one launch, and no change is lost.
 
 use http::Method;
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use otto_testkit::{Fault, Rule};
+use serde_json::json;
 
 use super::*;
 use crate::leadership;
@@ -296,6 +298,32 @@ async fn a_server_that_is_away_at_the_start_is_waited_for() {
     proxy.clear();
     assert_eq!(driving.list().await, []);
     eventually("the template is checked", || async { driving.create("t").await.ok() }).await;
+}
+
+/// The template was refused only when the scaler was at work already: it heals when what was missing is there.
+#[tokio::test]
+async fn a_template_that_is_refused_later_is_tried_again() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("refused-later").await.unwrap();
+    let proxy = FaultProxy::start(plane).await.unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "spec: {priorityClassName: comes-later}").unwrap();
+    let down = proxy.add(Rule::all(Fault::Answer(503, None)));
+    let options = options(&["--pod-template", file.path().to_str().unwrap()]);
+    let driving = Driving::open(&kubeconfig, Leadership::unlimited(), options).await;
+    let (class, message) = busy(driving.create("t").await);
+    assert_eq!(class, Class::Infrastructure, "{message}");
+    down.remove();
+    eventually("whoever waits is told of the refusal", || async {
+        let (class, message) = busy(driving.create("t").await);
+        (class == Class::Config && message.contains("comes-later")).then_some(())
+    })
+    .await;
+    let priority: PriorityClass =
+        serde_json::from_value(json!({ "metadata": { "name": "comes-later" }, "value": 1 })).unwrap();
+    kube::Api::all(namespace.client()).create(&kube::api::PostParams::default(), &priority).await.unwrap();
+    eventually("it is created", || async { driving.create("t").await.ok() }).await;
 }
 
 /// No watch is taken up without a pause by a server that ends every one at once.
