@@ -179,6 +179,15 @@ fn is_namespace(status: &Status, namespace: &str) -> bool {
     named || status.message.starts_with(&format!("namespaces \"{namespace}\" not found"))
 }
 
+/// The service account of a Pod that is refused because there is no such account
+/// (`plugin/pkg/admission/serviceaccount` of kube-apiserver).
+pub(super) fn missing_account(status: &Status) -> Option<&str> {
+    let (_, rest) = status.message.split_once("error looking up service account ")?;
+    let (account, why) = rest.split_once(": ")?;
+    let (_, name) = account.split_once('/')?;
+    why.contains("not found").then_some(name)
+}
+
 /// What a failed creation of a Pod means.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Meaning {

@@ -4,16 +4,25 @@
 //! A template that the cluster refuses ends the program when it starts. Where the server was away then, and in whatever is
 //! not the template's fault, it is tried again, and nothing is created meanwhile.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures::{StreamExt, stream};
 use http::Request;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use otto_service::client::Backoff;
 
 use super::Shared;
 use super::calls::METADATA_ONLY;
-use super::errors::{Asked, Failure, Meaning, explain, of_creation};
+use super::errors::{Asked, Failure, Meaning, explain, missing_account, of_creation};
 use super::pod::Trial;
+
+/// Trials under way at once.
+const AT_ONCE: usize = 8;
+/// A service account that the template names is applied together with the scaler, perhaps after it. Shorter than the time
+/// that the start waits for.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(3);
+/// Between two looks for it.
+const ACCOUNT_AGAIN: Duration = Duration::from_millis(500);
 
 /// What is known of the Pod template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,28 +60,40 @@ pub(super) async fn run(shared: &Shared) {
     }
 }
 
-/// Tries one Pod of each class.
+/// Tries one Pod of each class, and tells of all that are refused.
 pub(super) async fn once(shared: &Shared) -> Checked {
     let trials = match shared.maker.trials() {
         Ok(trials) => trials,
         Err(error) => return Checked::Refused(format!("{error:#}")),
     };
-    for trial in trials {
-        match one(shared, &trial).await {
+    let mut not_yet = None;
+    let mut refused = Vec::new();
+    let mut tries = stream::iter(trials).map(|trial| async move { one(shared, &trial).await }).buffered(AT_ONCE);
+    while let Some(checked) = tries.next().await {
+        match checked {
             Checked::Good => {}
-            other => return other,
+            Checked::NotYet(why) => not_yet = not_yet.or(Some(why)),
+            Checked::Refused(why) => refused.push(why),
         }
     }
-    Checked::Good
+    match not_yet {
+        _ if !refused.is_empty() => Checked::Refused(refused.join("\n")),
+        Some(why) => Checked::NotYet(why),
+        None => Checked::Good,
+    }
 }
 
 async fn one(shared: &Shared, trial: &Trial) -> Checked {
     let cluster = &shared.cluster;
-    let request = Request::post(cluster.path("pods?dryRun=All&fieldValidation=Strict"))
-        .header(ACCEPT, METADATA_ONLY)
-        .header(CONTENT_TYPE, "application/json");
-    let Err(failure) = cluster.dry_run(request, trial.pod.clone()).await else { return Checked::Good };
-    if let Failure::Answer { status, .. } = &failure {
+    let began = Instant::now();
+    loop {
+        let request = Request::post(cluster.path("pods?dryRun=All&fieldValidation=Strict"))
+            .header(ACCEPT, METADATA_ONLY)
+            .header(CONTENT_TYPE, "application/json");
+        let Err(failure) = cluster.dry_run(request, trial.pod.clone()).await else { return Checked::Good };
+        let asked = Asked { verb: "create", resource: "pods", namespace: cluster.namespace(), url: cluster.url() };
+        let sentence = explain(&failure, asked);
+        let Failure::Answer { status, .. } = &failure else { return Checked::NotYet(sentence) };
         let message = status.message.as_str();
         // Not about the Pod: there is no room for it now, or somebody's webhook takes part in no dry runs.
         if message.contains("exceeded quota") || status.code == 409 {
@@ -82,11 +103,17 @@ async fn one(shared: &Shared, trial: &Trial) -> Checked {
             tracing::warn!(error = message, "the Pod template cannot be checked in full");
             return Checked::Good;
         }
-        let refused = matches!(of_creation(&failure, cluster.namespace(), cluster.url()), Meaning::Refused(_));
-        if refused && let Some(error) = shared.maker.refusal(trial, status) {
-            return Checked::Refused(format!("{error:#}"));
+        // Kubernetes itself makes the one that a Pod has which names none.
+        let no_account = missing_account(status).is_some_and(|name| name != "default");
+        if no_account && began.elapsed() < ACCOUNT_PATIENCE {
+            tokio::time::sleep(ACCOUNT_AGAIN).await;
+            continue;
         }
+        let meaning = of_creation(&failure, cluster.namespace(), cluster.url());
+        let refused = no_account || matches!(meaning, Meaning::Refused(_));
+        return match shared.maker.refusal(trial, status).filter(|_| refused) {
+            Some(error) => Checked::Refused(format!("{error:#}")),
+            None => Checked::NotYet(trial.named(sentence)),
+        };
     }
-    let asked = Asked { verb: "create", resource: "pods", namespace: cluster.namespace(), url: cluster.url() };
-    Checked::NotYet(explain(&failure, asked))
 }

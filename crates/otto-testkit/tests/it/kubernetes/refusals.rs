@@ -137,6 +137,7 @@ async fn a_template_that_makes_no_pods_ends_the_start() -> anyhow::Result<()> {
         (job(json!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}})), vec!["requests", "cpu"]),
         (json!({"spec": {"hostNetwork": true}}), vec!["hostNetwork", "PodSecurity"]),
         (json!({"spec": {"priorityClassName": "no-such-class"}}), vec!["no-such-class"]),
+        (json!({"spec": {"serviceAccountName": "no-such-account"}}), vec!["no-such-account", "not found"]),
         (json!({"metadata": {"labels": {"a": "not a value"}}}), vec!["labels", "not a value"]),
         (json!({"classes": {"big": {"spec": {"tolerations": [{"operator": "Perhaps"}]}}}}), vec!["big", "tolerations"]),
     ] {

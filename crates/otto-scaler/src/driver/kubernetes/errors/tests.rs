@@ -148,6 +148,18 @@ fn answers_to_a_creation() {
 }
 
 #[test]
+fn a_missing_service_account_is_named() {
+    let of = |message: &str| {
+        let Failure::Answer { status, .. } = answer(403, "Forbidden", message) else { panic!() };
+        missing_account(&status).map(str::to_owned)
+    };
+    let missing = r#"pods "otto-a" is forbidden: error looking up service account otto/builder: serviceaccount "builder" not found"#;
+    assert_eq!(of(missing).as_deref(), Some("builder"));
+    assert_eq!(of(r#"pods "otto-a" is forbidden: error looking up service account otto/builder: timed out"#), None);
+    assert_eq!(of(r#"pods "otto-a" is forbidden: exceeded quota: q"#), None);
+}
+
+#[test]
 fn answers_that_are_no_status() {
     assert!(matches!(meaning(&plain(429, "Too many requests, please try again later.\n")), Meaning::Again(_)));
     let Meaning::Unclear(message) = meaning(&plain(502, "<html>\n  Bad   Gateway</html>")) else { panic!() };

@@ -6,6 +6,7 @@ use kube::core::Status;
 use serde_json::Value;
 
 use super::PodMaker;
+use crate::driver::kubernetes::errors::missing_account;
 use crate::driver::kubernetes::merge::{self, Kind};
 use crate::driver::{Launch, WorkerKey};
 use crate::task::Spec;
@@ -23,6 +24,16 @@ pub(in crate::driver::kubernetes) struct Trial {
     class: Option<String>,
     /// JSON.
     pub(in crate::driver::kubernetes) pod: Vec<u8>,
+}
+
+impl Trial {
+    /// A sentence about it that says which resource class it is of, if it is of one.
+    pub(in crate::driver::kubernetes) fn named(&self, sentence: String) -> String {
+        match &self.class {
+            Some(class) => format!("class `{class}`: {sentence}"),
+            None => sentence,
+        }
+    }
 }
 
 impl PodMaker {
@@ -73,6 +84,7 @@ impl PodMaker {
         }
         let what = if places.is_empty() { message.to_owned() } else { places.join("; ") };
         let remedy = match status.code {
+            403 if missing_account(status).is_some() => "",
             403 => ". What the cluster's policy demands of a Pod can be given in the template",
             _ => "",
         };

@@ -1,6 +1,6 @@
 //! What the cluster says no to, and how that is told.
 
-use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::api::core::v1::{ResourceQuota, ServiceAccount};
 use serde_json::json;
 
 use super::*;
@@ -35,6 +35,35 @@ async fn what_the_namespace_does_not_admit_ends_the_start() {
         KubernetesDriver::open(cluster(&kubeconfig).await, options, Leadership::unlimited(), CancellationToken::new());
     let error = format!("{:#}", opened.await.unwrap_err());
     assert!(error.contains("PodSecurity") && error.contains(bad.path().to_str().unwrap()), "{error}");
+}
+
+/// All classes that are wrong are told together. A service account that is named is waited for a moment.
+#[tokio::test]
+async fn classes_that_are_wrong_end_the_start_together() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("classes").await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let template = json!({ "spec": { "serviceAccountName": "comes-soon" }, "classes": {
+        "fine": {},
+        "nobodys": { "spec": { "serviceAccountName": "no-such-account" } },
+        "urgent": { "spec": { "priorityClassName": "no-such-class" } },
+    } });
+    std::fs::write(file.path(), template.to_string()).unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(None).await.unwrap();
+    let options = options(&["--pod-template", file.path().to_str().unwrap()]);
+    let opening =
+        KubernetesDriver::open(cluster(&kubeconfig).await, options, Leadership::unlimited(), CancellationToken::new());
+    let making = namespace.create::<ServiceAccount>(json!({ "metadata": { "name": "comes-soon" } }));
+    let (opened, made) = tokio::join!(opening, async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        making.await
+    });
+    made.unwrap();
+    let error = format!("{:#}", opened.unwrap_err());
+    for words in ["class `nobodys`", "no-such-account", "class `urgent`", "no-such-class"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    assert!(!error.contains("comes-soon") && !error.contains("fine"), "{error}");
 }
 
 #[tokio::test]
