@@ -416,6 +416,11 @@ async fn a_leader_that_cannot_renew_ends() {
     lost.reached(1).await;
     let busy = proxy.add(Rule::of(Method::PUT, "/leases/", Fault::Answer(503, None)).times(1));
     busy.reached(1).await;
+    // One that never comes back is given up in time for another.
+    let hung = proxy.add(Rule::of(Method::PUT, "/leases/", Fault::HoldBefore).times(1));
+    hung.reached(1).await;
+    let renewed = proxy.count(&Method::PUT, "/leases/") + 2;
+    eventually("it is renewed twice", async || (proxy.count(&Method::PUT, "/leases/") >= renewed).then_some(())).await;
     replicas.add("before", 1).await;
     replicas.pod("it leads still", "otto-before-").await;
     assert_eq!(replicas.leader(None).await, 0);

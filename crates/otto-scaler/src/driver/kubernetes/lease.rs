@@ -47,7 +47,7 @@ pub(crate) struct Settings {
     /// A leader that cannot renew its Lease for so long ends.
     #[arg(long, env = "OTTO_LEASE_RENEW_DEADLINE", value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub(crate) lease_renew_deadline: Duration,
-    /// Time between two attempts after a failure.
+    /// Time from an attempt that failed to the next.
     #[arg(long, env = "OTTO_LEASE_RETRY", value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
     pub(crate) lease_retry: Duration,
     /// Where other replicas reach this one's gRPC server: HOST:PORT. Default: the environment's POD_IP with the port of
@@ -311,7 +311,7 @@ impl Elector {
 
     async fn renew(&mut self) {
         let left = self.election.deadline().unwrap_or_default().saturating_sub(now());
-        let within = self.timing.request().min(Duration::from_nanos(left)).max(Duration::from_millis(1));
+        let within = self.timing.renewal().min(Duration::from_nanos(left)).max(Duration::from_millis(1));
         let (sent, result) = self.write(self.ours(), within).await;
         match result {
             Ok(lease) => self.written(sent, lease),

@@ -18,7 +18,7 @@ pub(crate) struct Timing {
     pub(crate) lease: Duration,
     /// A leader that cannot renew for so long gives up.
     pub(crate) renew_deadline: Duration,
-    /// Between two attempts after a failure.
+    /// From one attempt that failed to the next.
     pub(crate) retry: Duration,
 }
 
@@ -33,9 +33,14 @@ impl Timing {
         (self.lease / 3).min(self.renew_deadline / 2)
     }
 
-    /// Longest wait for one answer.
+    /// Longest wait for one answer, for who stands by.
     pub(super) fn request(&self) -> Duration {
         self.renew_deadline / 2
+    }
+
+    /// Longest wait for the answer to one renewal: when it is over, there is as much time for another before the deadline.
+    pub(super) fn renewal(&self) -> Duration {
+        (self.renew_deadline - self.renew_every()) / 2
     }
 
     /// # Errors
@@ -155,7 +160,8 @@ impl Election {
             }
             // Never as fast as the server answers, whatever it answers.
             Written::Refused => self.retry_at = after(now, self.timing.retry / 10),
-            Written::Unclear => self.retry_at = after(now, self.timing.retry),
+            // Counted from the sending: who waited for an answer has waited.
+            Written::Unclear => self.retry_at = after(sent, self.timing.retry),
         }
     }
 

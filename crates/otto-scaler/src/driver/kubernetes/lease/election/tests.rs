@@ -83,13 +83,28 @@ fn a_leader_that_cannot_renew_gives_up_in_time() {
     me.saw(None, 0);
     me.wrote(0, Written::Done(seen(1, "me")), 0);
     assert_eq!(me.next(5 * SECOND), Step::Write);
-    me.wrote(5 * SECOND, Written::Unclear, 7 * SECOND);
-    assert_eq!(me.next(7 * SECOND), Step::Wait(9 * SECOND));
+    me.wrote(5 * SECOND, Written::Unclear, 6 * SECOND);
+    assert_eq!(me.next(6 * SECOND), Step::Wait(7 * SECOND));
     me.wrote(9 * SECOND, Written::Unclear, 9 * SECOND);
     assert_eq!(me.next(9 * SECOND), Step::Wait(10 * SECOND));
     assert_eq!(me.next(10 * SECOND), Step::Lost(Loss::NotRenewed(timing().renew_deadline)));
     // Frozen.
     assert_eq!(me.next(14 * SECOND), Step::Lost(Loss::Expired(timing().lease)));
+}
+
+#[test]
+fn a_renewal_that_hangs_is_followed_by_another() {
+    let renewal = u64::try_from(timing().renewal().as_nanos()).unwrap();
+    let mut me = candidate();
+    me.saw(None, 0);
+    me.wrote(0, Written::Done(seen(1, "me")), 0);
+    // Until it is given up, nothing comes back.
+    let given_up = 5 * SECOND + renewal;
+    me.wrote(5 * SECOND, Written::Unclear, given_up);
+    assert_eq!(me.next(given_up), Step::Write);
+    assert!(given_up + renewal <= 10 * SECOND, "the other has as much time");
+    me.wrote(given_up, Written::Done(seen(2, "me")), given_up + renewal);
+    assert_eq!(me.next(given_up + renewal), Step::Wait(given_up + 5 * SECOND));
 }
 
 #[test]
@@ -115,8 +130,8 @@ fn a_lease_that_was_taken_without_knowing_is_ours() {
     me.saw(Some(seen(1, "")), 0);
     me.wrote(0, Written::Unclear, SECOND);
     me.saw(Some(seen(2, "me")), 2 * SECOND);
-    assert_eq!((me.next(2 * SECOND), me.valid_until()), (Step::Wait(3 * SECOND), None));
-    assert_eq!(me.next(3 * SECOND), Step::Write);
+    assert_eq!((me.next(SECOND), me.valid_until()), (Step::Wait(2 * SECOND), None));
+    assert_eq!(me.next(2 * SECOND), Step::Write);
 }
 
 #[test]
@@ -320,7 +335,8 @@ impl World {
         }
         let now = process.clock(self.now);
         if let Some((_, sent)) = process.writing {
-            if now < after(sent, timing().request()) {
+            let leads = process.election.valid_until().is_some();
+            if now < after(sent, if leads { timing().renewal() } else { timing().request() }) {
                 return;
             }
             process.writing = None;
