@@ -7,8 +7,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -18,8 +18,11 @@ use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use rustix::process::Signal;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
+use tokio_rustls::TlsAcceptor;
 
 mod audit;
 mod history;
@@ -27,10 +30,12 @@ mod kept;
 mod namespace;
 mod pki;
 mod programs;
+mod webhook;
 
 pub use audit::{AuditEvent, AuditObject, AuditStatus, AuditUser};
 pub use history::PodHistory;
 pub use namespace::{Namespace, scaler_rules};
+pub use webhook::Webhook;
 
 use crate::PATIENCE;
 use kept::{Folder, Janitor, Kept, asset};
@@ -199,10 +204,13 @@ impl ControlPlane {
         &self.pki.ca
     }
 
-    /// PEM files, certificate and key, of a server on 127.0.0.1 that clients of this control plane trust.
-    #[must_use]
-    pub fn server_files(&self) -> (&Path, &Path) {
-        (&self.pki.certificate, &self.pki.key)
+    /// The server's end of TLS, on 127.0.0.1, for HTTP/1.1 and HTTP/2: clients of this control plane trust it.
+    pub(crate) fn acceptor(&self) -> anyhow::Result<TlsAcceptor> {
+        let certificate = CertificateDer::from_pem_file(&self.pki.certificate)?;
+        let key = PrivateKeyDer::from_pem_file(&self.pki.key)?;
+        let mut tls = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate], key)?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(TlsAcceptor::from(Arc::new(tls)))
     }
 
     /// Kubeconfig of a user (`admin`, `scaler`, `nobody`) in the namespace `default`.
@@ -213,8 +221,7 @@ impl ControlPlane {
         self.write_kubeconfig(user, &self.url(), &token(user), "default")
     }
 
-    /// Writes a kubeconfig for somebody with this token. `url`: of the API server, or of a proxy before it with
-    /// [`Self::server_files`]. `name` must be unique, it names the file.
+    /// Writes a kubeconfig for somebody with this token. `url`: of the API server, or of a proxy before it. `name` must be unique, it names the file.
     ///
     /// # Errors
     /// When it cannot be written.

@@ -17,8 +17,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use kube::client::Body;
 use kube::{Client, Config};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio::task::{JoinHandle, JoinSet};
@@ -70,11 +70,7 @@ impl FaultProxy {
         config.read_timeout = None;
         config.default_retry = false;
         let upstream = Client::try_from(config)?;
-        let (certificate, key) = plane.server_files();
-        let mut tls = rustls::ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![CertificateDer::from_pem_file(certificate)?], PrivateKeyDer::from_pem_file(key)?)?;
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = plane.acceptor()?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let shared = Shared {
@@ -85,7 +81,7 @@ impl FaultProxy {
             cut: Arc::default(),
             late: Arc::default(),
         };
-        let accepting = tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(tls)), shared.clone()));
+        let accepting = tokio::spawn(accept(listener, tls, shared.clone()));
         Ok(Self { port, shared, accepting })
     }
 

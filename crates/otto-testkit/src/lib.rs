@@ -12,7 +12,7 @@ mod services;
 
 pub use control_plane::{
     AuditEvent, AuditObject, AuditStatus, AuditUser, ControlPlane, Namespace, Options as ControlPlaneOptions,
-    PodHistory, scaler_rules,
+    PodHistory, Webhook, scaler_rules,
 };
 pub use fault_proxy::{Asked, Fault, FaultProxy, Fired, Rule};
 pub use process::{Process, binary, program};

@@ -12,7 +12,7 @@ use otto_service::client::Backoff;
 
 use super::Shared;
 use super::errors::{Asked, Failure, Meaning, explain, of_creation};
-use super::pod::key_of;
+use super::pod::{altered, key_of};
 use super::preflight::Checked;
 use super::seen::SeenPod;
 use super::workers::Making;
@@ -48,7 +48,16 @@ struct Creation<'a> {
     began: Instant,
     /// One of the requests, of an earlier call perhaps, may have created it.
     unclear: bool,
+    /// It was created, and is not what was sent: it is to be deleted.
+    spoilt: Option<Spoilt>,
     backoff: Backoff,
+}
+
+/// A Pod that the cluster changed, so that nobody would know whose it is.
+struct Spoilt {
+    name: String,
+    uid: String,
+    outcome: Outcome,
 }
 
 /// How a try ended that did not end the creation.
@@ -75,6 +84,7 @@ impl Shared {
             unclear: making.is_doubtful(),
             making,
             began: Instant::now(),
+            spoilt: None,
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(3)),
         };
         loop {
@@ -98,7 +108,7 @@ impl Shared {
                     continue;
                 }
             };
-            if creation.began.elapsed() > UNCLEAR_FOR {
+            if creation.spoilt.is_none() && creation.began.elapsed() > UNCLEAR_FOR {
                 if let Ok(Whose::Ours { .. }) = self.whose(&launch.key, &creation.name).await {
                     creation.making.exists();
                     return Ok(());
@@ -114,6 +124,9 @@ impl Shared {
     }
 
     async fn try_to_create(&self, creation: &mut Creation<'_>) -> Step {
+        if let Some(spoilt) = &creation.spoilt {
+            return self.take_back(spoilt).await;
+        }
         let anchor = match self.anchor.uid(&self.cluster, &self.leadership).await {
             Ok(anchor) => anchor,
             Err((_, Failure::NotLeader)) => return Step::NotLeader,
@@ -133,7 +146,7 @@ impl Shared {
             return Step::Done(Ok(()));
         }
         let failure = match self.cluster.write(request, body, &self.leadership).await {
-            Ok(_) => return Step::Done(Ok(())),
+            Ok(answer) => return self.created(creation, &answer.body).await,
             Err(failure) => failure,
         };
         if creation.making.is_seen() {
@@ -155,6 +168,24 @@ impl Shared {
                 self.settled(creation, if common { for_all(verdict) } else { verdict }).await
             }
             Meaning::Refused(outcome) => self.settled(creation, DriverError::Refused(outcome)).await,
+        }
+    }
+
+    /// A Pod was created. Whether it is the worker's, the answer shows: later nobody would find it.
+    async fn created(&self, creation: &mut Creation<'_>, answer: &[u8]) -> Step {
+        let Ok(SeenPod { metadata, .. }) = serde_json::from_slice(answer) else { return Step::Done(Ok(())) };
+        let message = altered(&creation.launch.key, &metadata);
+        let (Some(message), Some(name), Some(uid)) = (message, metadata.name, metadata.uid) else {
+            return Step::Done(Ok(()));
+        };
+        let outcome = Outcome { class: Class::Admission, exit_code: None, signal: None, message };
+        self.take_back(creation.spoilt.insert(Spoilt { name, uid, outcome })).await
+    }
+
+    async fn take_back(&self, spoilt: &Spoilt) -> Step {
+        match self.delete(&spoilt.name, &spoilt.uid).await {
+            Ok(()) => Step::Done(Err(DriverError::Refused(spoilt.outcome.clone()))),
+            Err(error) => Step::Again(format!("{}; its Pod is to be deleted: {error:#}", spoilt.outcome.message)),
         }
     }
 

@@ -311,5 +311,36 @@ pub(super) fn key_of(metadata: &SeenMetadata) -> Option<WorkerKey> {
     ours.then_some(key)
 }
 
+/// What of a Pod that was stored is not as this worker's was sent, if nobody would know it again ([`key_of`]): a mutating
+/// webhook or policy of the cluster changes what is created.
+pub(super) fn altered(key: &WorkerKey, metadata: &SeenMetadata) -> Option<String> {
+    if key_of(metadata).as_ref() == Some(key) {
+        return None;
+    }
+    let (index, attempt, name) = (key.index.to_string(), key.attempt.to_string(), worker_name(key));
+    let label = |label: &str| metadata.labels.as_ref()?.get(label);
+    let annotation = metadata.annotations.as_ref().and_then(|all| all.get(TASK_ANNOTATION));
+    let parts = [
+        (format!("the label {}", NAME_LABEL.0), label(NAME_LABEL.0), NAME_LABEL.1),
+        (format!("the label {}", MANAGED_BY_LABEL.0), label(MANAGED_BY_LABEL.0), MANAGED_BY_LABEL.1),
+        (format!("the label {INDEX_LABEL}"), label(INDEX_LABEL), &index),
+        (format!("the label {ATTEMPT_LABEL}"), label(ATTEMPT_LABEL), &attempt),
+        (format!("the annotation {TASK_ANNOTATION}"), annotation, &key.task_id),
+        ("the name".to_owned(), metadata.name.as_ref(), &name),
+    ];
+    let changed = parts.into_iter().filter_map(|(what, found, sent)| match found {
+        Some(found) if found == sent => None,
+        Some(found) => Some(format!("{what} is `{found}` instead of `{sent}`")),
+        None => Some(format!("{what} is gone")),
+    });
+    Some(format!(
+        "a mutating webhook or policy of the cluster changes what the scaler knows its Pods by ({}): exempt Pods with the \
+         label {}={} from it",
+        changed.collect::<Vec<_>>().join(", "),
+        MANAGED_BY_LABEL.0,
+        MANAGED_BY_LABEL.1
+    ))
+}
+
 #[cfg(test)]
 mod tests;

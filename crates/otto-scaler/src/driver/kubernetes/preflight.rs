@@ -15,6 +15,7 @@ use super::Shared;
 use super::calls::METADATA_ONLY;
 use super::errors::{Asked, Failure, Meaning, explain, missing_account, of_creation};
 use super::pod::Trial;
+use super::seen::SeenPod;
 
 /// Trials under way at once.
 const AT_ONCE: usize = 8;
@@ -90,7 +91,10 @@ async fn one(shared: &Shared, trial: &Trial) -> Checked {
         let request = Request::post(cluster.path("pods?dryRun=All&fieldValidation=Strict"))
             .header(ACCEPT, METADATA_ONLY)
             .header(CONTENT_TYPE, "application/json");
-        let Err(failure) = cluster.dry_run(request, trial.pod.clone()).await else { return Checked::Good };
+        let failure = match cluster.dry_run(request, trial.pod.clone()).await {
+            Ok(answer) => return taken(shared, trial, &answer.body),
+            Err(failure) => failure,
+        };
         let asked = Asked { verb: "create", resource: "pods", namespace: cluster.namespace(), url: cluster.url() };
         let sentence = explain(&failure, asked);
         let Failure::Answer { status, .. } = &failure else { return Checked::NotYet(sentence) };
@@ -115,5 +119,14 @@ async fn one(shared: &Shared, trial: &Trial) -> Checked {
             Some(error) => Checked::Refused(format!("{error:#}")),
             None => Checked::NotYet(trial.named(sentence)),
         };
+    }
+}
+
+/// The answer to a trial that was taken shows the Pod as it would be stored.
+fn taken(shared: &Shared, trial: &Trial, answer: &[u8]) -> Checked {
+    let made = serde_json::from_slice::<SeenPod>(answer);
+    match made.ok().and_then(|made| shared.maker.objection(trial, &made.metadata)) {
+        Some(error) => Checked::Refused(format!("{error:#}")),
+        None => Checked::Good,
     }
 }

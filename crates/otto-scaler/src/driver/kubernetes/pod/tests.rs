@@ -445,6 +445,23 @@ fn a_pod_tells_which_worker_it_is() {
     assert_eq!(seen(&|pod| pod["metadata"]["labels"] = Value::Null), None);
 }
 
+#[test]
+fn what_the_cluster_changed_is_named() {
+    let altered = |change: &dyn Fn(&mut Value)| {
+        let mut pod = pod_of(&maker(""), &launch());
+        change(&mut pod["metadata"]);
+        altered(&launch().key, &serde_json::from_value::<SeenPod>(pod).unwrap().metadata)
+    };
+    assert_eq!(altered(&|_| {}), None);
+    assert_eq!(altered(&|metadata| metadata["labels"]["team"] = json!("x")), None);
+    let index = altered(&|metadata| metadata["labels"]["ottoscaler.io/index"] = json!("3")).unwrap();
+    assert!(index.contains("(the label ottoscaler.io/index is `3` instead of `2`)"), "{index}");
+    let gone = altered(&|metadata| metadata["annotations"] = Value::Null).unwrap();
+    assert!(gone.contains("(the annotation ottoscaler.io/task-id is gone)"), "{gone}");
+    let name = altered(&|metadata| metadata["name"] = json!("x")).unwrap();
+    assert!(name.contains("the name is `x`"), "{name}");
+}
+
 /// Not a measurement: an alarm if Pods are put together from the beginning each time.
 #[test]
 fn a_pod_costs_little() {

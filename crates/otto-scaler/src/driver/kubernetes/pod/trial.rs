@@ -5,9 +5,10 @@ use anyhow::anyhow;
 use kube::core::Status;
 use serde_json::Value;
 
-use super::PodMaker;
+use super::{PodMaker, altered};
 use crate::driver::kubernetes::errors::missing_account;
 use crate::driver::kubernetes::merge::{self, Kind};
+use crate::driver::kubernetes::seen::SeenMetadata;
 use crate::driver::{Launch, WorkerKey};
 use crate::task::Spec;
 
@@ -22,6 +23,7 @@ const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 pub(in crate::driver::kubernetes) struct Trial {
     /// `None`: of events that name no resource class.
     class: Option<String>,
+    key: WorkerKey,
     /// JSON.
     pub(in crate::driver::kubernetes) pod: Vec<u8>,
 }
@@ -51,9 +53,9 @@ impl PodMaker {
                 ..Spec::default()
             };
             let key = WorkerKey { task_id: TASK.to_owned(), index: 0, attempt: 1 };
-            let pod = self.make(&Launch { key, spec: spec.into(), traceparent: None }, NOBODY);
+            let pod = self.make(&Launch { key: key.clone(), spec: spec.into(), traceparent: None }, NOBODY);
             let pod = pod.map_err(|outcome| anyhow!("{}: {}", self.called(class), outcome.message))?;
-            Ok(Trial { class: class.map(str::to_owned), pod })
+            Ok(Trial { class: class.map(str::to_owned), key, pod })
         };
         classes.map(make).collect()
     }
@@ -89,6 +91,12 @@ impl PodMaker {
             _ => "",
         };
         Some(anyhow!("{}: the cluster does not take its Pods: {what}{remedy}", self.called(class)))
+    }
+
+    /// What is wrong with the Pod that the API server would make of one that it takes.
+    pub(in crate::driver::kubernetes) fn objection(&self, trial: &Trial, made: &SeenMetadata) -> Option<anyhow::Error> {
+        let what = altered(&trial.key, made)?;
+        Some(anyhow!("{}: {what}", self.called(trial.class.as_deref())))
     }
 
     fn called(&self, class: Option<&str>) -> String {

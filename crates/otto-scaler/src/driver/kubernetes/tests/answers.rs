@@ -1,6 +1,7 @@
 //! What the cluster says no to, and how that is told.
 
 use k8s_openapi::api::core::v1::{ResourceQuota, ServiceAccount};
+use otto_testkit::{Fault, Rule, Webhook};
 use serde_json::json;
 
 use super::*;
@@ -64,6 +65,40 @@ async fn classes_that_are_wrong_end_the_start_together() {
         assert!(error.contains(words), "{words}: {error}");
     }
     assert!(!error.contains("comes-soon") && !error.contains("fine"), "{error}");
+}
+
+/// Somebody's webhook changes a label by which Pods are known: the start says so.
+#[tokio::test]
+async fn a_webhook_that_changes_what_is_ours_ends_the_start() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("webhook").await.unwrap();
+    let _webhook = Webhook::labels_pods(&namespace, "ottoscaler.io/index", "7").await.unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(None).await.unwrap();
+    let (cluster, leadership) = (cluster(&kubeconfig).await, Leadership::unlimited());
+    let opened = KubernetesDriver::open(cluster, options(&[]), leadership, CancellationToken::new()).await;
+    let error = format!("{:#}", opened.unwrap_err());
+    assert!(error.contains("the label ottoscaler.io/index is `7` instead of `0`"), "{error}");
+    assert!(error.contains("mutating webhook"), "{error}");
+}
+
+/// It was installed later: what it made of a worker's Pod is deleted, and nothing runs that nobody knows.
+#[tokio::test]
+async fn a_pod_that_a_webhook_changed_is_taken_back() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("changed").await.unwrap();
+    let proxy = FaultProxy::start(plane).await.unwrap();
+    let driving = Driving::start(&namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap()).await;
+    driving.checked().await;
+    let _webhook = Webhook::labels_pods(&namespace, "app.kubernetes.io/managed-by", "somebody").await.unwrap();
+    let busy = proxy.add(Rule::delete_pod(Fault::Answer(503, None)).times(1));
+    let outcome = refused(driving.create("t").await);
+    assert_eq!((outcome.class, busy.hits()), (Class::Admission, 1));
+    let words = "the label app.kubernetes.io/managed-by is `somebody` instead of `ottoscaler`";
+    assert!(outcome.message.contains(words), "{}", outcome.message);
+    for pod in namespace.list_pods().await.unwrap() {
+        assert!(pod.metadata.deletion_timestamp.is_some(), "{pod:?}");
+    }
+    assert_eq!(namespace.audit().unwrap().iter().filter(|event| event.is_created_pod()).count(), 1);
 }
 
 #[tokio::test]
