@@ -55,6 +55,8 @@ use task::Task;
 
 /// Events under way at once; more wait in their inboxes.
 const UNDER_WAY: usize = 1_024;
+/// When the scaler ends, calls to the task store are given so long, or as long as those to the driver.
+const STORE_ENDS: Duration = Duration::from_secs(1);
 /// Records of ended tasks held in memory; older ones are read from the store when asked for.
 pub(crate) const ENDED_HELD: usize = 10_000;
 
@@ -365,19 +367,27 @@ impl Controller {
         }
     }
 
-    /// Lets the writes under way come back, so that callers get their answers.
+    /// Lets the calls under way come back for a moment, so that callers get their answers: another scaler may wait to lead.
     async fn finish(&mut self) {
         self.commands.close();
-        let rest = async {
+        let mut driving = std::mem::take(&mut self.driving);
+        let for_driver = self.driver.ends_within();
+        let driven = async { while driving.join_next().await.is_some() {} };
+        let kept = async {
             while let Some(done) = self.keeping.next().await {
                 self.kept(done);
             }
-            // A creation under way is finished, so that none is left half made.
-            while self.driving.join_next().await.is_some() {}
         };
-        if tokio::time::timeout(Duration::from_secs(5), rest).await.is_err() {
-            tracing::warn!("the task store or the driver did not answer in time; their calls are abandoned");
+        let (driven, kept) = tokio::join!(
+            tokio::time::timeout(for_driver, driven),
+            tokio::time::timeout(for_driver.max(STORE_ENDS), kept)
+        );
+        for (who, ended) in [("driver", driven), ("task store", kept)] {
+            if ended.is_err() {
+                tracing::warn!("the {who} did not answer in time; calls to it are abandoned");
+            }
         }
+        driving.shutdown().await;
     }
 
     fn timers_due(&mut self) {

@@ -1,6 +1,7 @@
 //! Starts, watches and ends workers somewhere: child processes here, Pods in a cluster.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -112,6 +113,9 @@ pub(crate) trait Driver: Send + Sync + 'static {
 
     /// Every change from now on, sent into `changes`; called once, before `list`.
     fn watch(&self, changes: mpsc::Sender<Observed>) -> anyhow::Result<()>;
+
+    /// Calls under way are given so long when the scaler ends, and are then abandoned: whoever follows it waits for that.
+    fn ends_within(&self) -> Duration;
 
     /// Waits until the driver has ended everything of its own, after it was told to stop. Workers live on.
     fn closed(&self) -> BoxFuture<'_, ()>;

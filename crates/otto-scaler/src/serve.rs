@@ -2,8 +2,8 @@
 //! of its last worker events. Workers outlive all of it.
 //!
 //! With the Kubernetes driver there may be several replicas. Each serves; the one that holds the Lease leads ([`lead`]).
-//! A leader that drains gives the Lease back as soon as nothing of the controller is under way, and answers its last
-//! calls as a replica that stands by. A leader that loses the Lease ends.
+//! A leader that drains gives the Lease back as soon as nothing of the controller is under way, or has had its time, and
+//! answers its last calls as a replica that stands by. A leader that loses the Lease ends.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -604,6 +604,29 @@ async fn stopping_answers_what_is_under_way() {
     assert!(matches!(f.handle.apply(event("b", Direction::Up, 1, None)).await, Err(ApplyError::Stopping)));
 }
 
+/// Whoever is to lead next waits no longer for a driver or a store that hangs.
+#[tokio::test(start_paused = true)]
+async fn stopping_waits_for_nobody_for_long() {
+    let mut f = fresh().await;
+    f.driver.slow.lock().unwrap().replace("slow".into());
+    changed(f.up("slow", 1).await);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let began = tokio::time::Instant::now();
+    f.stop.cancel();
+    (&mut f.running).await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), f.driver.ends_within());
+
+    let mut f = fresh().await;
+    f.store.slow.lock().unwrap().replace("slow".into());
+    let answer = f.handle.submit(event("slow", Direction::Up, 1, None)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let began = tokio::time::Instant::now();
+    f.stop.cancel();
+    (&mut f.running).await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), STORE_ENDS);
+    assert!(answer.await.is_err());
+}
+
 /// Everything goes wrong at random: the store comes and goes, answers are lost, the scaler is killed, creations fail,
 /// jobs fail. Each attempt starts at most once (the fake panics otherwise), every event has its effect, everything ends.
 #[tokio::test(start_paused = true)]

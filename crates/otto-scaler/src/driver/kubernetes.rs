@@ -45,7 +45,11 @@ use pod::PodMaker;
 use preflight::Checked;
 use workers::Workers;
 
-/// A list waits so long for the first look at the cluster before it fails. Short: whoever ends waits for it.
+/// When the scaler ends, what was sent is given so long to be answered, so that it does not reach the server after the Lease
+/// was given back. What is late all the same does no harm: the Pod's name is the same for whoever asks for it next.
+const CALLS_END: Duration = Duration::from_millis(500);
+
+/// A list waits so long for the first look at the cluster before it fails, and says why.
 const LIST_WAITS: Duration = Duration::from_secs(3);
 
 /// The start waits so long for an answer about the Pod template.
@@ -209,6 +213,10 @@ impl Driver for KubernetesDriver {
         shared.look_anew();
         shared.tracker.spawn(watch::tell(Arc::clone(shared), changes, shared.stop.clone()));
         Ok(())
+    }
+
+    fn ends_within(&self) -> Duration {
+        CALLS_END
     }
 
     fn closed(&self) -> BoxFuture<'_, ()> {

@@ -442,6 +442,11 @@ impl Driver for ProcessDriver {
         self.shared.changes.set(changes).map_err(|_| anyhow::anyhow!("the process driver is watched already"))
     }
 
+    fn ends_within(&self) -> Duration {
+        // A worker that is being started is followed by nobody before it is.
+        Duration::from_secs(5)
+    }
+
     fn closed(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.shared.tracker.close();

@@ -303,6 +303,10 @@ impl Driver for MemoryDriver {
         Ok(())
     }
 
+    fn ends_within(&self) -> Duration {
+        Duration::from_millis(500)
+    }
+
     fn closed(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }

@@ -31,6 +31,8 @@ const EXPIRY: Duration = Duration::from_secs(15);
 const REFRESH: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(5) };
 /// Releasing takes no longer: the key expires anyway.
 const RELEASE: Duration = Duration::from_secs(2);
+/// Nor this, where the next leader waits for it, and takes the key by its number if need be.
+const RELEASE_ELECTED: Duration = Duration::from_millis(500);
 /// In the data directory.
 const FILE: &str = "scaler.id";
 
@@ -160,8 +162,10 @@ impl Owner {
         let Some(me) = &self.me else { return };
         let mut link = self.link.clone();
         let mut call = DISOWN.key(self.keys.owner());
-        let released = tokio::time::timeout(RELEASE, call.arg(&me.id).invoke_async::<()>(&mut link)).await;
-        if !matches!(released, Ok(Ok(()))) {
+        let within = if self.turn.is_some() { RELEASE_ELECTED } else { RELEASE };
+        let released = tokio::time::timeout(within, call.arg(&me.id).invoke_async::<()>(&mut link)).await;
+        let numbered = self.turn.as_ref().is_some_and(|turn| turn.number > 0);
+        if !numbered && !matches!(released, Ok(Ok(()))) {
             tracing::warn!(
                 stream = self.keys.stream,
                 "the event stream could not be released: another scaler waits for up to {EXPIRY:?}"
