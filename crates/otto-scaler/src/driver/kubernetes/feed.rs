@@ -24,8 +24,8 @@ use super::seen::SeenPod;
 const WATCH_SECONDS: u64 = 300;
 /// Bookmarks come about once a minute. Without any for so long, the watch is taken up anew.
 const SILENCE: Duration = Duration::from_secs(150);
-/// A streaming list that says nothing for so long is not understood by the server.
-const LIST_SILENCE: Duration = Duration::from_secs(15);
+/// A streaming list that says nothing for so long is given up, and what it would have told is asked for in pages.
+const LIST_SILENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 15 });
 /// Objects of one page, where lists come in pages.
 const PAGE: usize = 500;
 /// A watch that lived so long did well.
@@ -74,6 +74,8 @@ enum End {
     Failed(Failure),
     /// The server knows no streaming lists.
     NotUnderstood,
+    /// A streaming list fell silent: this time. A server that is busy, or a connection that is half open, does that, too.
+    Silent,
 }
 
 impl From<Failure> for End {
@@ -152,13 +154,15 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         // From where the watch goes on. `None`: everything is listed.
         let mut version = None;
+        let mut silent = false;
         loop {
             let began = Instant::now();
             let end = match &mut version {
                 Some(version) => self.watch(version).await,
-                None if self.streaming => self.streaming_list(&mut version).await,
+                None if self.streaming && !silent => self.streaming_list(&mut version).await,
                 None => match self.paged_list().await {
                     Ok(listed) => {
+                        silent = false;
                         version = Some(listed);
                         continue;
                     }
@@ -178,6 +182,7 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
                     version = None;
                 }
                 End::NotUnderstood => self.streaming = false,
+                End::Silent => silent = true,
                 End::Failed(failure) => {
                     // One cut is nothing to speak of.
                     if backoff.attempts() > 0 || version.is_none() {
@@ -233,7 +238,7 @@ impl<'a, F: FnMut(Event)> Feed<'a, F> {
                 Ok(Ok(Some(line))) => line,
                 Ok(Ok(None)) => return End::Closed,
                 Ok(Err(failure)) => return failure.into(),
-                Err(_) => return End::NotUnderstood,
+                Err(_) => return End::Silent,
             };
             let Line { kind, object } = match parse(&line) {
                 Ok(line) => line,

@@ -253,6 +253,31 @@ async fn lists_in_pages_do_as_well() {
     assert!(proxy.count(&Method::GET, "limit=") >= 2);
 }
 
+/// One that fell silent once is asked for a streaming list again when everything is listed anew.
+#[tokio::test]
+async fn a_streaming_list_that_is_silent_is_tried_again_later() {
+    let plane = ControlPlane::shared().await.unwrap();
+    let namespace = plane.namespace("silent-list").await.unwrap();
+    let proxy = FaultProxy::start(plane).await.unwrap();
+    let kubeconfig = namespace.scaler_kubeconfig(Some(&proxy.url())).await.unwrap();
+    let silent = proxy.add(Rule::watch_pods(Fault::SilentWatch).times(1));
+    let mut driving = Driving::start(&kubeconfig).await;
+    silent.reached(1).await;
+    assert_eq!(driving.list().await, []);
+    let asked = |what: &str| {
+        proxy.asked().iter().filter(|asked| asked.path.ends_with("/pods") && asked.query.contains(what)).count()
+    };
+    assert_eq!((asked("sendInitialEvents"), asked("limit=")), (1, 1));
+    driving.checked().await;
+    driving.create("t").await.unwrap();
+    driving.told("t", created).await;
+    proxy.fail_watches(410);
+    eventually("it is tried again", || async { (asked("sendInitialEvents") == 2).then_some(()) }).await;
+    driving.create("u").await.unwrap();
+    driving.told("u", created).await;
+    assert_eq!(asked("limit="), 1);
+}
+
 #[tokio::test]
 async fn pages_are_put_together() {
     let plane = ControlPlane::shared().await.unwrap();
