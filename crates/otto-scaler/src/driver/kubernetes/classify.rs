@@ -52,6 +52,20 @@ pub(super) fn classify(pod: &SeenPod, deleted: bool) -> Life {
     Life { state, started_at: look.job_began(), drained }
 }
 
+impl Life {
+    /// As it goes on after `before`, an earlier look at the same Pod: a wait that is told without its reason is still for the
+    /// one told before. (Until 1.32 the kubelet says why an image cannot be pulled only until it waits with the next try.)
+    pub(super) fn after(mut self, before: &Life) -> Life {
+        if let State::Created { waiting: Some(told) } = &before.state
+            && let State::Created { waiting: Some(again) } = &self.state
+            && told.outcome.message.strip_prefix(&*again.outcome.message).is_some_and(|why| why.starts_with(": "))
+        {
+            self.state = before.state.clone();
+        }
+        self
+    }
+}
+
 /// A Pod and its containers.
 struct Look<'a> {
     pod: &'a SeenPod,

@@ -310,7 +310,7 @@ fn not_ours(pod: &SeenPod) {
 
 impl Inner {
     /// Takes over what a Pod shows. Whether there is news.
-    fn apply(&mut self, key: &WorkerKey, pod: &SeenPod, life: Life) -> bool {
+    fn apply(&mut self, key: &WorkerKey, pod: &SeenPod, mut life: Life) -> bool {
         if let Some(seen) = self.making.get_mut(key) {
             *seen = true;
         }
@@ -325,8 +325,11 @@ impl Inner {
                     worker = name::worker_name(key),
                     "the Pod of a worker was replaced by another one of the same name; it goes on with that"
                 );
-            } else if before.life == life && &*before.node_name == node_name {
-                return false;
+            } else {
+                life = life.after(&before.life);
+                if before.life == life && &*before.node_name == node_name {
+                    return false;
+                }
             }
         }
         let quiet = says_nothing(&life.state).then(|| {

@@ -82,7 +82,7 @@ const RECORDED: &[(&str, bool, &str)] = &[
     (
         "image-unreachable",
         false,
-        r#"waiting image: image registry.invalid/acme/x:1 cannot be pulled: Head "https://registry.invalid/v2/acme/x/manifests/1": dial tcp: lookup registry.invalid on 172.18.0.1:53: no such host"#,
+        r#"waiting infrastructure: image registry.invalid/acme/x:1 cannot be pulled: Head "https://registry.invalid/v2/acme/x/manifests/1": dial tcp: lookup registry.invalid on 172.18.0.1:53: no such host"#,
     ),
     (
         "image-bad-name",
@@ -531,7 +531,7 @@ fn what_happens_to_pods_that_were_made_up() {
                 running(),
             ),
             false,
-            r#"waiting image: image acme/x:1 cannot be pulled: Back-off pulling image "acme/x:1""#,
+            "waiting infrastructure: image acme/x:1 cannot be pulled",
         ),
         (
             worker(json!({"phase": "Pending"}), waits("SignatureValidationFailed", "no signature"), running()),
@@ -578,6 +578,99 @@ fn what_happens_to_pods_that_were_made_up() {
     for (pod, deleted, expected) in cases {
         assert_eq!(told(&classify(&made(pod.clone()), deleted)), expected, "{pod:#}");
     }
+}
+
+/// Texts as containerd, CRI-O and the kubelet write them.
+#[test]
+fn a_registry_that_is_away_is_not_the_images_fault() {
+    let pull = |reason: &str, message: &str| {
+        let job = json!({"waiting": {"reason": reason, "message": message}});
+        let life = classify(&made(worker(json!({"phase": "Pending"}), job, running())), false);
+        let State::Created { waiting: Some(waiting) } = life.state else { panic!("{message}") };
+        waiting.outcome.class
+    };
+    let containerd = |why: &str| {
+        let image = "docker.io/acme/x:1";
+        format!(r#"failed to pull and unpack image "{image}": failed to resolve reference "{image}": {why}"#)
+    };
+    let crio = |why: &str| format!(r#"initializing source docker://acme/x:1: {why}"#);
+    let manifest = "https://registry-1.docker.io/v2/acme/x/manifests/1";
+    let away = [
+        containerd(&format!("unexpected status from HEAD request to {manifest}: 503 Service Unavailable")),
+        containerd(&format!("unexpected status from HEAD request to {manifest}: 500 Internal Server Error")),
+        containerd("pulling from host docker.io failed with status code [manifests 404]: 502 Bad Gateway"),
+        containerd(
+            "failed to authorize: failed to fetch anonymous token: unexpected status from GET request to https://auth.docker.io/token?scope=x: 504 Gateway Timeout",
+        ),
+        format!(
+            r#"failed to pull and unpack image "docker.io/acme/x:1": failed to copy: httpReadSeeker: failed open: unexpected status code {manifest}: 429 Too Many Requests - Server message: toomanyrequests: You have reached your pull rate limit."#
+        ),
+        containerd(&format!(
+            r#"failed to do request: Head "{manifest}": dial tcp 10.0.0.7:443: connect: connection refused"#
+        )),
+        containerd(&format!(
+            r#"failed to do request: Head "{manifest}": dial tcp: lookup registry-1.docker.io on 10.0.0.10:53: server misbehaving"#
+        )),
+        containerd(&format!(r#"failed to do request: Head "{manifest}": net/http: TLS handshake timeout"#)),
+        containerd(&format!(
+            r#"failed to do request: Head "{manifest}": tls: failed to verify certificate: x509: certificate has expired or is not yet valid"#
+        )),
+        containerd(&format!(r#"failed to do request: Head "{manifest}": EOF"#)),
+        crio(r#"pinging container registry quay.io: Get "https://quay.io/v2/": dial tcp 10.0.0.7:443: i/o timeout"#),
+        crio("reading manifest 1 in quay.io/acme/x: received unexpected HTTP status: 502 Bad Gateway"),
+        crio("pinging container registry quay.io: invalid status code from registry 503 (Service Unavailable)"),
+        crio(r#"reading manifest 1 in quay.io/acme/x: StatusCode: 500, "<html>""#),
+        crio("reading manifest 1 in docker.io/acme/x: toomanyrequests: You have reached your pull rate limit."),
+        crio(
+            r#"(Mirrors also failed: [mirror.example/acme/x:1: pinging container registry mirror.example: Get "https://mirror.example/v2/": dial tcp: lookup mirror.example: no such host]): docker.io/acme/x:1: reading manifest 1 in docker.io/acme/x: requested access to the resource is denied"#,
+        ),
+        r#"image pull failed for acme/x:1 because the registry is unavailable: pinging container registry"#.to_owned(),
+        "pull QPS exceeded".to_owned(),
+    ];
+    let images = [
+        containerd("docker.io/acme/timeout-500:503: not found"),
+        containerd("docker.io/acme/status:503: not found"),
+        containerd(&format!("unexpected status from HEAD request to {manifest}: 403 Forbidden")),
+        containerd("pulling from host docker.io failed with status code [manifests 503]: 401 Unauthorized"),
+        containerd(
+            "pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
+        ),
+        r#"failed to pull and unpack image "docker.io/acme/x:1": no match for platform in manifest: not found"#
+            .to_owned(),
+        crio("reading manifest 1 in quay.io/acme/x: manifest unknown"),
+        crio("reading manifest 1 in quay.io/acme/x: unauthorized: access to the requested resource is not authorized"),
+        r#"choosing image instance: no image found in image index for architecture "arm64", variant "v8", OS "linux""#
+            .to_owned(),
+        "something else".to_owned(),
+    ];
+    for (why, class) in
+        away.iter().map(|why| (why, Class::Infrastructure)).chain(images.iter().map(|why| (why, Class::Image)))
+    {
+        assert_eq!(pull("ErrImagePull", why), class, "{why}");
+        let later = format!(r#"Back-off pulling image "acme/x:1": ErrImagePull: {why}"#);
+        assert_eq!(pull("ImagePullBackOff", &later), class, "{later}");
+    }
+    assert_eq!(pull("RegistryUnavailable", ""), Class::Infrastructure);
+}
+
+#[test]
+fn a_pause_that_says_nothing_does_not_change_why_an_image_is_not_pulled() {
+    let look = |reason: &str, message: &str| {
+        let job = json!({"waiting": {"reason": reason, "message": message}});
+        classify(&made(worker(json!({"phase": "Pending"}), job, running())), false)
+    };
+    let pause = || look("ImagePullBackOff", r#"Back-off pulling image "acme/x:1""#);
+    let missing = "waiting image: image acme/x:1 cannot be pulled: manifest unknown";
+    let first = look("ErrImagePull", "manifest unknown");
+    let paused = pause().after(&first);
+    assert_eq!(told(&paused), missing);
+    assert_eq!(told(&pause().after(&paused)), missing);
+    let away = look("ErrImagePull", "dial tcp: i/o timeout").after(&paused);
+    assert_eq!(told(&away), "waiting infrastructure: image acme/x:1 cannot be pulled: dial tcp: i/o timeout");
+    assert_eq!(told(&pause().after(&away)), told(&away));
+    let other = look("CreateContainerConfigError", "secret \"x\" not found");
+    assert_eq!(other.clone().after(&away), other);
+    assert_eq!(told(&pause().after(&other)), "waiting infrastructure: image acme/x:1 cannot be pulled");
 }
 
 #[test]

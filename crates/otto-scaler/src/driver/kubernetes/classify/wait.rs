@@ -105,7 +105,10 @@ pub(super) fn trouble(look: &Look<'_>, container: &SeenContainer, whose: Whose) 
         | "ImagePullBackOff"
         | "RegistryUnavailable"
         | "ErrRegistryUnavailable"
-        | "ImageInspectError" => waits(image_class(whose, false), not_pulled(container, whose, message)),
+        | "ImageInspectError" => {
+            let class = if is_away(reason, message) { Class::Infrastructure } else { image_class(whose, false) };
+            waits(class, not_pulled(container, whose, message))
+        }
         "SignatureValidationFailed" => hopeless(
             image_class(whose, true),
             with(&format!("{} is not signed as it must be", image(container, whose)), message),
@@ -152,10 +155,71 @@ fn image_class(whose: Whose, for_good: bool) -> Class {
     }
 }
 
+/// Whether an image could not be pulled because of the network, the registry's state or the node's, which pass, and not
+/// because of the image. Runtimes tell by text alone: containerd as in `core/remotes`, CRI-O as in `go.podman.io/image`, both
+/// with what Go's `net` and `crypto/tls` say; the kubelet puts its own before it. Where one of several mirrors is away, the
+/// image may be there. A back-off of which nobody says the reason is taken as passing, too: the next try tells.
+fn is_away(reason: &str, message: &str) -> bool {
+    /// None of them can be in an image's name: there are no spaces in it.
+    const TEXTS: &[&str] = &[
+        // The network.
+        "dial tcp",
+        "dial unix",
+        "no such host",
+        "server misbehaving",
+        "Temporary failure in name resolution",
+        "connection refused",
+        "connection reset by peer",
+        "connection timed out",
+        "no route to host",
+        "network is unreachable",
+        "broken pipe",
+        "i/o timeout",
+        "TLS handshake timeout",
+        "tls: ",
+        "x509: ",
+        "timeout awaiting response headers",
+        "Client.Timeout exceeded",
+        "client connection lost",
+        "use of closed network connection",
+        "context deadline exceeded",
+        "context canceled",
+        "unexpected EOF",
+        "\": EOF",
+        // The registry.
+        "because the registry is unavailable",
+        "Too Many Requests",
+        "toomanyrequests: ",
+        // The node.
+        "pull QPS exceeded",
+        "no space left on device",
+    ];
+    let bare_back_off = reason == "ImagePullBackOff" && reason_of_pull(message).is_empty();
+    bare_back_off
+        || reason.ends_with("RegistryUnavailable")
+        || TEXTS.iter().any(|text| message.contains(text))
+        || http_status(message).is_some_and(|status| matches!(status, 408 | 429 | 500..=599))
+}
+
+/// What a registry answered: `unexpected status from HEAD request to https://…: 503 Service Unavailable`, `failed with status
+/// code [manifests 1]: 503 …`, `received unexpected HTTP status: 503 …`, `invalid status code from registry 503 (…)`,
+/// `StatusCode: 503, …`.
+fn http_status(message: &str) -> Option<u16> {
+    let said = ["status", "Status"].into_iter().filter_map(|word| message.find(word)).min()?;
+    let words = message[said..].split_whitespace().map(|word| word.trim_end_matches(','));
+    words.filter(|word| word.len() == 3).find_map(|word| word.parse().ok().filter(|status| (100..600).contains(status)))
+}
+
+/// What the kubelet says of a pull, without that it waits with the next one.
+fn reason_of_pull(message: &str) -> &str {
+    let Some(rest) = message.strip_prefix("Back-off pulling image ") else { return message };
+    rest.split_once("\": ").map_or("", |(_, why)| why)
+}
+
 /// `image acme/x:1 cannot be pulled: not found in the registry docker.io`.
 fn not_pulled(container: &SeenContainer, whose: Whose, message: &str) -> String {
     let what = format!("{} cannot be pulled", image(container, whose));
-    let why = steady(message);
+    let why = steady(reason_of_pull(message));
     // containerd names the image in full once more.
     match why.split_once(": ") {
         Some((full, "not found")) if full.ends_with(container.image.as_str()) => match full.split_once('/') {
