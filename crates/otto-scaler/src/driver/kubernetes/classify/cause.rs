@@ -2,6 +2,7 @@
 
 use super::Look;
 use super::text::{steady, with};
+use crate::driver::kubernetes::names::{JOB_CONTAINER, SHARED_VOLUME};
 use crate::task::{Class, Millis};
 
 /// Why a Pod ended that did not end by itself.
@@ -29,6 +30,10 @@ pub(super) fn cause(look: &Look<'_>) -> Option<Cause> {
 fn by_reason(look: &Look<'_>, reason: &str, message: &str) -> Option<(Class, String)> {
     let node = node(look);
     Some(match reason {
+        // What a limit of memory does, a limit of disk does by an eviction.
+        "Evicted" if of_its_own_disk(message) => {
+            (Class::Exited, with("stopped for using more disk than its limit", message))
+        }
         "Evicted" => (Class::Evicted, with(&format!("evicted from {node}"), message)),
         "DeadlineExceeded" => (
             Class::Deadline,
@@ -67,6 +72,15 @@ fn by_reason(look: &Look<'_>, reason: &str, message: &str) -> Option<(Class, Str
         | "PodLevelResourcesNotSupported" => (Class::Admission, rejected(&node, reason, message)),
         _ => return None,
     })
+}
+
+/// Whether a Pod was evicted because its job wrote more than the Pod's or the container's limit of ephemeral storage, or a
+/// volume's, lets it: the messages of `pkg/kubelet/eviction` of Kubernetes. Not for what others in the Pod, or on the node, did.
+fn of_its_own_disk(message: &str) -> bool {
+    message.starts_with("Pod ephemeral local storage usage exceeds the total limit")
+        || message.starts_with(&format!("Container {JOB_CONTAINER} exceeded its local ephemeral storage limit"))
+        || (message.starts_with("Usage of EmptyDir volume ")
+            && !message.starts_with(&format!("Usage of EmptyDir volume {SHARED_VOLUME:?} ")))
 }
 
 /// Reasons of the condition `DisruptionTarget`.

@@ -196,7 +196,7 @@ const RECORDED: &[(&str, bool, &str)] = &[
     (
         "evicted-disk",
         false,
-        "ended+. evicted 143/15: evicted from node node-1: Pod ephemeral local storage usage exceeds the total limit of containers 2Mi",
+        "ended+. exited 143/15: stopped for using more disk than its limit: Pod ephemeral local storage usage exceeds the total limit of containers 2Mi",
     ),
     (
         "evicted-request",
@@ -394,6 +394,43 @@ fn what_happens_to_pods_that_were_made_up() {
             json!({"spec": {"nodeName": "n"}, "status": failed("UnexpectedAdmissionError", "Pod was rejected: Allocate failed due to no healthy devices present; cannot allocate unhealthy devices acme.com/gpu, which is unexpected")}),
             false,
             "ended. infrastructure: rejected by node n (UnexpectedAdmissionError): Allocate failed due to no healthy devices present; cannot allocate unhealthy devices acme.com/gpu, which is unexpected",
+        ),
+        // The job's disk, and others'.
+        (
+            worker(
+                failed("Evicted", "Container job exceeded its local ephemeral storage limit \"1Gi\". "),
+                reported(143, Some(15), "stopped", "told"),
+                running(),
+            ),
+            false,
+            r#"ended+. exited 143/15: stopped for using more disk than its limit: Container job exceeded its local ephemeral storage limit "1Gi""#,
+        ),
+        (
+            worker(
+                failed("Evicted", "Usage of EmptyDir volume \"scratch\" exceeds the limit \"1Gi\". "),
+                terminated(137, "Error", ""),
+                running(),
+            ),
+            false,
+            r#"ended+. exited 137/9: stopped for using more disk than its limit: Usage of EmptyDir volume "scratch" exceeds the limit "1Gi""#,
+        ),
+        (
+            worker(
+                failed("Evicted", "Usage of EmptyDir volume \"otto\" exceeds the limit \"80Mi\". "),
+                terminated(137, "Error", ""),
+                running(),
+            ),
+            false,
+            r#"ended+. evicted 137/9: evicted from node n: Usage of EmptyDir volume "otto" exceeds the limit "80Mi""#,
+        ),
+        (
+            worker(
+                failed("Evicted", "Container sidecar exceeded its local ephemeral storage limit \"1Gi\". "),
+                terminated(137, "Error", ""),
+                running(),
+            ),
+            false,
+            r#"ended+. evicted 137/9: evicted from node n: Container sidecar exceeded its local ephemeral storage limit "1Gi""#,
         ),
         // Nobody hears of its node: it may run there.
         (
