@@ -41,6 +41,7 @@ pub(super) fn classify(pod: &SeenPod, deleted: bool) -> Life {
     let look = Look::at(pod);
     let over = deleted || look.is_terminal();
     let state = match look.job_end() {
+        Some(end) if !over && look.reason_follows(end) => State::Running,
         Some(end) => look.ended(Some(end)),
         None if over => look.ended(None),
         None if look.job_runs() => State::Running,
@@ -131,6 +132,13 @@ impl<'a> Look<'a> {
             (Some(before), Some(now)) if end::report(before).is_none() && end::report(now).is_some() => Some(now),
             (before, now) => before.or(now),
         }
+    }
+
+    /// The job was ended from outside, and so may the Pod have been. Why, the kubelet says with the Pod's end, and that is
+    /// told after the end of its last container, in an update of its own (`mergePodStatus`, `pkg/kubelet/status`).
+    fn reason_follows(&self, end: &SeenTerminated) -> bool {
+        let whole = !self.init_containers.iter().chain(self.containers).any(runs);
+        whole && !self.is_deleted() && end::by_others(end) && cause::cause(self).is_none()
     }
 
     fn job_runs(&self) -> bool {

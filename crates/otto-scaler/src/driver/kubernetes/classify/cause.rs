@@ -102,7 +102,7 @@ fn by_disruption(look: &Look<'_>, reason: &str, message: &str) -> (Class, String
     }
 }
 
-fn rejected(node: &str, reason: &str, message: &str) -> String {
+pub(super) fn rejected(node: &str, reason: &str, message: &str) -> String {
     let message = message.strip_prefix("Pod was rejected: ").unwrap_or(message);
     with(&format!("rejected by {node} ({})", steady(reason)), message)
 }

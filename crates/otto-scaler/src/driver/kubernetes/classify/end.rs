@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::cause::{Cause, node};
+use super::cause::{Cause, node, rejected};
 use super::text::{steady, with};
 use super::wait::{self, Whose};
 use super::{Look, millis, outcome};
@@ -15,6 +15,13 @@ const AGENT_FAILED: i32 = 125;
 const AGENT_FLAGS: i32 = 2;
 /// The kubelet's reason for a container that it knows nothing of.
 const NEVER_SEEN: &str = "ContainerStatusUnknown";
+/// What a runtime says of a container whose end it did not see, because machine or shim went away beneath it: containerd
+/// with the reason `Unknown` or, when it lost the shim alone, `Error`
+/// (<https://github.com/containerd/containerd/blob/main/internal/cri/server/restart.go>), CRI-O with `Error`. A job that
+/// ends with this code has its agent's report.
+const END_UNSEEN: i32 = 255;
+/// containerd's reason for it.
+const REASON_UNSEEN: &str = "Unknown";
 
 /// What the agent says of its job: the text of `exit.json` as termination message.
 pub(super) struct Report {
@@ -77,8 +84,29 @@ pub(super) fn of_container(
         // It does not know why it was stopped or killed; the cluster may.
         _ => match cause {
             Some(cause) => Outcome { class: cause.class, message: cause.message, ..said },
+            None if said.class == Class::Stopped && !look.is_deleted() => of_stopped(look, end, said),
             None => said,
         },
+    }
+}
+
+/// The job was stopped, but not with its Pod.
+fn of_stopped(look: &Look<'_>, end: &SeenTerminated, said: Outcome) -> Outcome {
+    // With its machine, whose runtime was gone before it.
+    if nobody_saw(end) && said.exit_code != Some(end.exit_code) {
+        return Outcome { class: Class::NodeLost, message: format!("{} was restarted", node(look)), ..said };
+    }
+    // The kubelet ends a single container for these alone, and says so nowhere but in the Pod's events.
+    let why =
+        "a liveness or startup probe or a postStart hook of the Pod template failed, or somebody ended its container";
+    Outcome { class: Class::Exited, message: format!("stopped while it ran, its Pod was not: {why}"), ..said }
+}
+
+/// Whether the job was ended by others, as far as is known of it alone.
+pub(super) fn by_others(end: &SeenTerminated) -> bool {
+    match report(end) {
+        Some(report) => report.outcome.class == Class::Stopped,
+        None => end.reason.as_deref() == Some("Error") && signal(end).is_some(),
     }
 }
 
@@ -86,30 +114,24 @@ pub(super) fn of_container(
 fn of_silent(look: &Look<'_>, end: &SeenTerminated, cause: Option<Cause>) -> Outcome {
     let reason = end.reason.as_deref().unwrap_or_default();
     let message = end.message.as_deref().unwrap_or_default();
-    let signal = end
-        .signal
-        .filter(|signal| *signal > 0)
-        .or_else(|| (129..=192).contains(&end.exit_code).then(|| end.exit_code - 128));
+    let signal = signal(end);
     let ended = |class, message| Outcome { class, exit_code: Some(end.exit_code), signal, message };
     match (reason, cause) {
+        ("StartError" | "ContainerCannotRun", _) => not_started(look, end),
+        ("OOMKilled", _) => ended(Class::OutOfMemory, out_of_memory(look.job())),
         // It was never there, or is not there any more.
-        (NEVER_SEEN, cause) => {
+        (_, cause) if nobody_saw(end) => {
             let began = look.job_began().is_some() || message.contains("used to be Running");
             match cause {
                 Some(cause) => outcome(cause.class, cause.message),
                 None if look.is_deleted() => outcome(Class::Stopped, deleted(began)),
-                None if began => outcome(
-                    Class::NodeLost,
-                    format!("{} was restarted, or lost sight of the job; nobody knows how it ended", node(look)),
-                ),
+                None if began => outcome(Class::NodeLost, lost_sight(look)),
                 None => before_the_job(look).unwrap_or_else(|| {
                     let status = look.pod.status.message.as_deref().unwrap_or_default();
                     outcome(Class::Infrastructure, with("the Pod ended before the job began", status))
                 }),
             }
         }
-        ("StartError" | "ContainerCannotRun", _) => not_started(look, end),
-        ("OOMKilled", _) => ended(Class::OutOfMemory, out_of_memory(look.job())),
         (_, _) if end.exit_code == 0 => ended(Class::Success, String::new()),
         (_, cause) => match (signal, cause) {
             (Some(_), Some(cause)) => ended(cause.class, cause.message),
@@ -133,6 +155,23 @@ fn of_silent(look: &Look<'_>, end: &SeenTerminated, cause: Option<Cause>) -> Out
             },
         },
     }
+}
+
+fn signal(end: &SeenTerminated) -> Option<i32> {
+    let by_code = || (129..=192).contains(&end.exit_code).then(|| end.exit_code - 128);
+    end.signal.filter(|signal| *signal > 0).or_else(by_code)
+}
+
+/// Nobody saw how a container ended that left no report: its code was made up. (So is one that no process can have;
+/// virtual nodes say -137.)
+fn nobody_saw(end: &SeenTerminated) -> bool {
+    matches!(end.reason.as_deref(), Some(NEVER_SEEN | REASON_UNSEEN))
+        || end.exit_code == END_UNSEEN
+        || !(0..=255).contains(&end.exit_code)
+}
+
+fn lost_sight(look: &Look<'_>) -> String {
+    format!("{} was restarted, or lost sight of the job; nobody knows how it ended", node(look))
 }
 
 /// What is known of a job whose Pod was deleted.
@@ -162,6 +201,14 @@ pub(super) fn of_pod(look: &Look<'_>, cause: Option<Cause>) -> Outcome {
     }
     if !began && let Some(trouble) = before_the_job(look) {
         return trouble;
+    }
+    // Not admitted by its node, mostly: a kubelet's reason that is not known here, or one of another kind of node.
+    if let Some(reason) = look.pod.status.reason.as_deref().filter(|reason| !reason.is_empty()) {
+        let message = match began {
+            true => with(&format!("{} ended the Pod ({})", node(look), steady(reason)), status),
+            false => rejected(&node(look), reason, status),
+        };
+        return outcome(Class::Infrastructure, message);
     }
     match look.job() {
         Some(_) if !began => outcome(Class::Infrastructure, with("the Pod failed before the job began", status)),
@@ -243,6 +290,7 @@ fn terminated(container: &SeenContainer) -> Option<&SeenTerminated> {
 fn how(end: &SeenTerminated) -> String {
     match end.reason.as_deref() {
         Some("OOMKilled") => "was killed for using more memory than its limit".to_owned(),
+        Some(REASON_UNSEEN) => "was lost in a restart of its node".to_owned(),
         Some(reason @ ("StartError" | "ContainerCannotRun" | "PostStartHookError")) => {
             format!("could not start ({reason})")
         }

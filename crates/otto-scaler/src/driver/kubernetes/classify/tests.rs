@@ -395,6 +395,26 @@ fn what_happens_to_pods_that_were_made_up() {
             false,
             "ended. infrastructure: rejected by node n (UnexpectedAdmissionError): Allocate failed due to no healthy devices present; cannot allocate unhealthy devices acme.com/gpu, which is unexpected",
         ),
+        // Reasons that are not known here.
+        (
+            json!({"spec": {"nodeName": "n"}, "status": failed("VolumeAttachmentLimitExceeded", "Pod was rejected: Node has no room for another volume")}),
+            false,
+            "ended. infrastructure: rejected by node n (VolumeAttachmentLimitExceeded): Node has no room for another volume",
+        ),
+        (
+            worker(
+                failed("ProviderFailed", "no capacity"),
+                waits("ContainerCreating", ""),
+                waits("ContainerCreating", ""),
+            ),
+            false,
+            "ended. infrastructure: rejected by node n (ProviderFailed): no capacity",
+        ),
+        (
+            worker(failed("Tired", ""), running(), running()),
+            false,
+            "ended+. infrastructure: node n ended the Pod (Tired)",
+        ),
         // The job's disk, and others'.
         (
             worker(
@@ -505,7 +525,84 @@ fn what_happens_to_pods_that_were_made_up() {
         (
             worker(json!({}), reported(143, Some(15), "stopped", "the job was told to stop"), running()),
             false,
-            "ended+ stopped 143/15: the job was told to stop",
+            "ended+ exited 143/15: stopped while it ran, its Pod was not: a liveness or startup probe or a postStart hook of the Pod template failed, or somebody ended its container",
+        ),
+        // With others of its Pod, and the kubelet has not said why yet, or says it with the Pod's end.
+        (
+            worker(
+                json!({"phase": "Running"}),
+                reported(143, Some(15), "stopped", "told"),
+                terminated(0, "Completed", ""),
+            ),
+            false,
+            "running+",
+        ),
+        (
+            worker(json!({"phase": "Running"}), terminated(137, "Error", ""), terminated(137, "Error", "")),
+            false,
+            "running+",
+        ),
+        (
+            worker(
+                failed("DeadlineExceeded", "…"),
+                reported(143, Some(15), "stopped", "told"),
+                terminated(0, "Completed", ""),
+            ),
+            false,
+            "ended+. deadline 143/15: the Pod was active longer than it may be (activeDeadlineSeconds), and was stopped",
+        ),
+        (
+            worker(json!({"phase": "Failed"}), terminated(137, "Error", ""), terminated(137, "Error", "")),
+            false,
+            "ended+. agent_lost 137/9: nobody knows how the job ended: its agent was killed by signal 9 (SIGKILL)",
+        ),
+        // As containerd leaves it after the machine was switched off.
+        (
+            worker(json!({"phase": "Failed"}), terminated(255, "Unknown", ""), terminated(255, "Unknown", "")),
+            false,
+            "ended+. node_lost: node n was restarted, or lost sight of the job; nobody knows how it ended",
+        ),
+        (
+            worker(json!({}), terminated(255, "Error", ""), running()),
+            false,
+            "ended+ node_lost: node n was restarted, or lost sight of the job; nobody knows how it ended",
+        ),
+        (
+            worker(
+                json!({"phase": "Failed"}),
+                terminated(-137, "NotFound", "Container was not found and was likely deleted"),
+                running(),
+            ),
+            false,
+            "ended+. node_lost: node n was restarted, or lost sight of the job; nobody knows how it ended",
+        ),
+        (
+            worker(
+                json!({"phase": "Pending"}),
+                json!({"waiting": {"reason": "PodInitializing"}}),
+                terminated(255, "Unknown", ""),
+            ),
+            false,
+            "waiting infrastructure: the agent (container `otto`) was lost in a restart of its node before the job began",
+        ),
+        // Restarted in good order, but nobody told the kubelet.
+        (
+            worker(
+                json!({"phase": "Failed"}),
+                terminated(
+                    255,
+                    "Unknown",
+                    r#"{"exit_code":143,"signal":15,"class":"stopped","message":"told","ended_at_ms":1}"#,
+                ),
+                terminated(255, "Unknown", ""),
+            ),
+            false,
+            "ended+. node_lost 143/15: node n was restarted",
+        ),
+        (
+            worker(json!({}), reported(255, None, "exited", "the job ended with exit code 255"), running()),
+            false,
+            "ended+ exited 255: the job ended with exit code 255",
         ),
         (worker(json!({}), reported(1, None, "out_of_tea", "no tea"), running()), false, "ended+ exited 1: no tea"),
         (
