@@ -103,6 +103,7 @@ export function eventText(event) {
   const names = {
     queued: "Queued", created: "Created", started: "Started", succeeded: "Succeeded", failed: "Failed", stopped: "Stopped",
     waiting: "Cannot start yet", retrying: "Will be tried again", task_ended: "Task ended", event_lost: "An event was lost",
+    troubled: event.failure_class ? "May be lost" : "Well again",
   };
   let text = names[event.type] ?? event.type;
   if (event.type === "task_ended" && event.task_state) text = `Task ${event.task_state}`;

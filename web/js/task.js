@@ -260,7 +260,7 @@ export class TaskView {
           ...runs.map((run, i) => h("option", { value: run.run_id, selected: run.run_id === current }, `Run ${i + 1} of ${runs.length}`))));
       }
     }
-    const events = this.#data.events.filter((event) => (worker ? event.worker_id === worker.worker_id || !event.worker_id : !event.worker_id || ["failed", "waiting", "retrying"].includes(event.type)));
+    const events = this.#data.events.filter((event) => (worker ? event.worker_id === worker.worker_id || !event.worker_id : !event.worker_id || ["failed", "waiting", "retrying", "troubled"].includes(event.type)));
     if (events.length > 0 && (worker?.runs.length ?? 1) > 0) {
       const open = this.#nodes.head.querySelector("details")?.open ?? false;
       parts.push(h("details", { class: "events", open }, h("summary", null, plural(events.length, "event")), eventList(events, worker ? null : this.#labels)));
@@ -287,7 +287,7 @@ function eventList(events, labels) {
   const last = events.slice(-500);
   return h("ol", { class: "event-list" },
     events.length > last.length ? h("li", null, `${count(events.length - last.length)} earlier ones are not shown`) : null,
-    ...last.map((event) => h("li", { class: ["failed", "waiting", "event_lost"].includes(event.type) ? "bad" : null },
+    ...last.map((event) => h("li", { class: ["failed", "waiting", "event_lost"].includes(event.type) || (event.type === "troubled" && event.failure_class) ? "bad" : null },
       h("time", { datetime: event.time, title: dateTime(event.time) }, dateTime(event.time)),
       " ",
       labels && event.worker_id ? h("b", null, `${labels.get(event.worker_id) ?? event.worker_id}: `) : null,

@@ -39,6 +39,17 @@ pub(crate) struct Observed {
     pub(crate) node_name: String,
     /// Its job has ended, and what it took is not given back yet: a Pod whose agent still delivers the log.
     pub(crate) lingers: bool,
+    /// What is wrong with it, if it has not ended as far as is known.
+    pub(crate) trouble: Option<Trouble>,
+}
+
+/// What is wrong with a worker that may live, though nobody hears of it, or that does not go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// Never `Success` or `Stopped`.
+    pub(crate) outcome: Outcome,
+    /// Told if it lasts so long: milliseconds.
+    pub(crate) lasts: Millis,
 }
 
 /// Where it is in its life.

@@ -24,6 +24,7 @@ use crate::task::{Class, Millis, Outcome, Phase, Record, Worker, WorkerPhase};
 
 pub(crate) mod admission;
 pub(crate) mod patience;
+pub(crate) mod trouble;
 
 use patience::{Patience, Waited};
 
@@ -57,6 +58,8 @@ pub(crate) struct Fact {
     pub(crate) ended_since: Option<Millis>,
     /// What its job waits for, or waited for last.
     pub(crate) waited: Option<Waited>,
+    /// What is wrong with it.
+    pub(crate) trouble: Option<trouble::Seen>,
     /// When it was told to stop last.
     pub(crate) stop_sent: Option<Millis>,
     /// A stop or removal failed: not again before this.
@@ -82,6 +85,7 @@ impl Fact {
             running_since: None,
             ended_since: None,
             waited: None,
+            trouble: None,
             stop_sent: None,
             hold: None,
             busy: false,
@@ -204,6 +208,7 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
     let Some(fact) = facts.workers.get(&key) else {
         // Not there. Before the first list, and while it is being created, that means nothing.
         if facts.complete && !facts.creating.contains(&key) {
+            worker.trouble = None;
             let refused = facts.refused.get(&key).filter(|_| worker.phase == WorkerPhase::Queued);
             if let Some(outcome) = refused.and_then(|refused| patience::refused_too_long(refused, policy, now)) {
                 return failed(worker, outcome, now, spec_attempts, policy, seed, now);
@@ -237,6 +242,7 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
     if worker.node_name != fact.node_name {
         worker.node_name.clone_from(&fact.node_name);
     }
+    trouble::note(worker, fact, now);
     match (&fact.state, worker.phase) {
         (State::Created { .. }, WorkerPhase::Queued | WorkerPhase::Created) => {
             worker.phase = WorkerPhase::Created;
@@ -484,8 +490,7 @@ fn stop(plan: &mut Plan, key: Attempt, fact: &Fact, policy: &Policy, now: Millis
     if fact.busy {
         return;
     }
-    let again = fact.stop_sent.map(|sent| sent + policy.stop_again);
-    match fact.hold.max(again).filter(|at| *at > now) {
+    match fact.hold.max(fact.stop_again(policy)).filter(|at| *at > now) {
         Some(at) => plan.wake_at(at),
         None => plan.stop.push(key),
     }

@@ -142,6 +142,9 @@ pub(crate) struct Worker {
     /// Why this attempt's job cannot begin yet, or the attempt not be created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) waiting: Option<Outcome>,
+    /// What is wrong with this attempt, which lives as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trouble: Option<Trouble>,
     /// Where it runs; empty for processes on this machine.
     pub(crate) node_name: String,
     /// Attempts before this one, oldest first: the last [`PAST`] of them.
@@ -178,6 +181,7 @@ impl Worker {
             ended_at: None,
             outcome: None,
             waiting: None,
+            trouble: None,
             node_name: String::new(),
             past: Vec::new(),
         }
@@ -200,6 +204,7 @@ impl Worker {
         self.started_at = None;
         self.ended_at = None;
         self.waiting = None;
+        self.trouble = None;
         self.node_name.clear();
     }
 }
@@ -228,6 +233,13 @@ impl WorkerPhase {
     pub(crate) fn is_live(self) -> bool {
         matches!(self, Self::Queued | Self::Created | Self::Running | Self::Stopping)
     }
+}
+
+/// What is wrong with an attempt that may live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Trouble {
+    pub(crate) why: Outcome,
+    pub(crate) since: Millis,
 }
 
 /// How an attempt ended.

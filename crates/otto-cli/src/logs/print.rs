@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 
 use base64::Engine;
 use otto_proto::v1::worker_event::Type;
-use otto_proto::v1::{LogLevel, LogLine, LogSource, ReadLogsResponse, WorkerEvent};
+use otto_proto::v1::{FailureClass, LogLevel, LogLine, LogSource, ReadLogsResponse, WorkerEvent};
 use serde_json::json;
 
 use super::summary;
@@ -162,7 +162,7 @@ fn short_name(worker: &str) -> String {
 /// What a reader of the log wants to know beside it.
 fn worth_telling(event: &WorkerEvent) -> bool {
     !event.message.is_empty()
-        && matches!(event.r#type(), Type::Waiting | Type::Failed | Type::Retrying | Type::EventLost)
+        && matches!(event.r#type(), Type::Waiting | Type::Failed | Type::Retrying | Type::EventLost | Type::Troubled)
 }
 
 /// `worker 0 waits (image): image acme/x:1 cannot be pulled: …`.
@@ -171,6 +171,8 @@ fn sentence(event: &WorkerEvent) -> String {
         Type::Waiting => "waits",
         Type::Failed => "failed",
         Type::Retrying => "is tried again",
+        Type::Troubled if event.failure_class() == FailureClass::Unspecified => "is well",
+        Type::Troubled => "may be lost",
         _ => return event.message.clone(),
     };
     let about = classes::about(event.failure_class());

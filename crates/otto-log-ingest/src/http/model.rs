@@ -278,6 +278,7 @@ impl<'a> From<&'a WorkerEvent> for Event<'a> {
                 Type::Retrying => "retrying",
                 Type::TaskEnded => "task_ended",
                 Type::EventLost => "event_lost",
+                Type::Troubled => "troubled",
             },
             time: time(event.time.as_ref()),
             message: &event.message,

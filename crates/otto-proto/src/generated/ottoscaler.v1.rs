@@ -1904,7 +1904,7 @@ pub struct WorkerEvent {
     /// A sentence for people.
     #[prost(string, tag = "8")]
     pub message: ::prost::alloc::string::String,
-    /// With TYPE_FAILED, TYPE_WAITING and TYPE_RETRYING: why.
+    /// With TYPE_FAILED, TYPE_WAITING, TYPE_RETRYING and TYPE_TROUBLED: why.
     #[prost(enumeration = "FailureClass", tag = "9")]
     pub failure_class: i32,
     /// The job's exit code, 128+n if ended by signal n. Absent: it has none.
@@ -1966,6 +1966,9 @@ pub mod worker_event {
         TaskEnded = 9,
         /// An event of the stream was lost before it could be applied.
         EventLost = 10,
+        /// It may live, but nobody hears of it, or it was told to go and does not: `failure_class` and `message` say why. Without a
+        /// `failure_class`: that is over.
+        Troubled = 11,
     }
     impl Type {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -1985,6 +1988,7 @@ pub mod worker_event {
                 Self::Retrying => "TYPE_RETRYING",
                 Self::TaskEnded => "TYPE_TASK_ENDED",
                 Self::EventLost => "TYPE_EVENT_LOST",
+                Self::Troubled => "TYPE_TROUBLED",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2001,6 +2005,7 @@ pub mod worker_event {
                 "TYPE_RETRYING" => Some(Self::Retrying),
                 "TYPE_TASK_ENDED" => Some(Self::TaskEnded),
                 "TYPE_EVENT_LOST" => Some(Self::EventLost),
+                "TYPE_TROUBLED" => Some(Self::Troubled),
                 _ => None,
             }
         }

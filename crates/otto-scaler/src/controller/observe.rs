@@ -96,7 +96,7 @@ impl Controller {
     /// Notes what the driver saw. A look never takes a worker back in its life: looks may be older than changes.
     pub(super) fn observed(&mut self, seen: Observed) {
         let now = self.clock.now();
-        let Observed { key, state, created_at, started_at, node_name, lingers } = seen;
+        let Observed { key, state, created_at, started_at, node_name, lingers, trouble } = seen;
         if state == State::Gone {
             if self.driver_listed.running {
                 self.driver_listed.gone.insert(key.clone());
@@ -132,6 +132,7 @@ impl Controller {
             fact.state = state;
         }
         fact.waits(now);
+        fact.troubles(trouble, now);
         if took_place && !fact.takes_place() {
             self.doors.room();
         }

@@ -135,8 +135,11 @@ fn message(change: &Change, outcome: Outcome, direction: Direction, count: u32) 
     }
 }
 
-/// Why a worker failed, or does not begin: its class and a sentence; empty: there is nothing to say.
+/// Why a worker failed, does not begin, or may never tell its end: its class and a sentence; empty: there is nothing to say.
 fn why(record: &Record, worker: &Worker) -> (Option<Class>, String) {
+    if let Some(trouble) = &worker.trouble {
+        return (Some(trouble.why.class), trouble.why.message.clone());
+    }
     if let Some(why) = &worker.waiting {
         return (Some(why.class), format!("waiting: {}", why.message));
     }
@@ -242,12 +245,13 @@ impl OttoscalerService for Scaler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::Outcome;
+    use crate::task::{Outcome, Trouble};
 
     #[test]
     fn a_row_says_why_it_failed_or_does_not_begin() {
         let outcome =
             |class, message: &str| Some(Outcome { class, exit_code: None, signal: None, message: message.to_owned() });
+        let trouble = |why| Some(Trouble { why, since: 1 });
         let worker = |phase, outcome, waiting| Worker { phase, outcome, waiting, ..Worker::queued(0, 1) };
         let mut record = Record {
             task_id: "t".into(),
@@ -278,6 +282,14 @@ mod tests {
                 "trying again: killed for using more memory than its limit of 128Mi",
             ),
             (worker(WorkerPhase::Running, memory.clone(), None), None, ""),
+            (
+                Worker {
+                    trouble: outcome(Class::NodeLost, "node n").and_then(trouble),
+                    ..worker(WorkerPhase::Stopping, None, image.clone())
+                },
+                Some(Class::NodeLost),
+                "node n",
+            ),
             (
                 worker(WorkerPhase::Failed, memory.clone(), None),
                 Some(Class::OutOfMemory),

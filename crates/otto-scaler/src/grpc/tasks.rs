@@ -91,6 +91,18 @@ fn state(record: &Record) -> TaskState {
     }
 }
 
+/// What is wrong with one of its workers.
+fn trouble(record: &Record) -> Option<String> {
+    let mut troubled = record.workers.iter().filter_map(|worker| Some((worker.index, worker.trouble.as_ref()?)));
+    let (index, trouble) = troubled.next()?;
+    let message = &trouble.why.message;
+    Some(match troubled.count() {
+        0 if record.workers.len() == 1 => message.clone(),
+        0 => format!("worker {index}: {message}"),
+        more => format!("worker {index} and {more} more: {message}"),
+    })
+}
+
 /// What one of its workers waits for before it can start.
 fn waiting(record: &Record) -> Option<String> {
     let mut waiting = record.workers.iter().filter_map(|worker| Some((worker.index, worker.waiting.as_ref()?)));
@@ -117,7 +129,7 @@ fn message(record: &Record) -> proto::Task {
         priority: record.spec.priority,
         created_at: Some(timestamp(record.created_at)),
         ended_at: record.ended_at.map(timestamp),
-        error_message: record.error.clone().or_else(|| waiting(record)).unwrap_or_default(),
+        error_message: record.error.clone().or_else(|| trouble(record)).or_else(|| waiting(record)).unwrap_or_default(),
         metadata: record.spec.metadata.clone().into_iter().collect(),
         ..proto::Task::default()
     };
@@ -364,7 +376,7 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{Class, Outcome, Worker};
+    use crate::task::{Class, Outcome, Trouble, Worker};
 
     #[test]
     fn a_task_says_what_its_workers_wait_for() {
@@ -397,5 +409,11 @@ mod tests {
         assert_eq!(told(vec![worker(0, ""), worker(1, "no image")]), "worker 1 waits: no image");
         let all = vec![worker(0, "no image"), worker(1, "no node"), worker(2, "no node")];
         assert_eq!(told(all), "worker 0 and 2 more wait: no image");
+        let troubled = |index| {
+            let why = worker(index, "node n is away").waiting.unwrap();
+            Worker { trouble: Some(Trouble { why, since: 1 }), ..worker(index, "no image") }
+        };
+        assert_eq!(told(vec![troubled(0)]), "node n is away");
+        assert_eq!(told(vec![worker(0, "no image"), troubled(1)]), "worker 1: node n is away");
     }
 }

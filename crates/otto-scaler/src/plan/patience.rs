@@ -76,11 +76,13 @@ impl Fact {
         (!waiting.usual || since + USUALLY_WITHIN <= now).then_some(&waiting.outcome)
     }
 
-    /// When something is to be done or told because it waits: at the first time, it is told; at the second, given up.
+    /// When something is to be done or told because it waits, or is in trouble: at the first time, it is told; at the second,
+    /// given up.
     pub(super) fn waits_until(&self, policy: &Policy) -> (Option<Millis>, Option<Millis>) {
-        let State::Created { waiting: Some(waiting) } = &self.state else { return (None, None) };
-        let Some(since) = self.waited.as_ref().map(|waited| waited.since) else { return (None, None) };
-        let told = waiting.usual.then_some(since + USUALLY_WITHIN);
+        let trouble = self.trouble_due();
+        let State::Created { waiting: Some(waiting) } = &self.state else { return (trouble, None) };
+        let Some(since) = self.waited.as_ref().map(|waited| waited.since) else { return (trouble, None) };
+        let told = waiting.usual.then_some(since + USUALLY_WITHIN).or(trouble);
         let patience = if waiting.hopeless { Some(0) } else { policy.patience.of(waiting.outcome.class) };
         (told, patience.map(|patience| since.saturating_add(patience)))
     }

@@ -10,7 +10,7 @@ use prost_types::Timestamp;
 use crate::driver::{Driver, WorkerKey};
 use crate::plan::Attempt;
 use crate::plan::patience::without_numbers;
-use crate::task::{Class, Millis, Outcome, Phase, Record, Worker};
+use crate::task::{Class, Millis, Outcome, Phase, Record, Trouble, Worker};
 
 pub(crate) fn timestamp(at: Millis) -> Timestamp {
     Timestamp {
@@ -134,6 +134,19 @@ impl Teller<'_> {
         event
     }
 
+    fn troubled(&self, of: Attempt, trouble: &Trouble) -> WorkerEvent {
+        let Trouble { why, since } = trouble;
+        let mut event = self.event(Type::Troubled, Some(of), *since, why.message.clone(), &since.to_string());
+        event.failure_class = failure_class(why.class).into();
+        event
+    }
+
+    /// The trouble is over, and the worker lives.
+    fn untroubled(&self, of: Attempt, at: Millis, trouble: &Trouble) -> WorkerEvent {
+        let repeat = format!("{}/over", trouble.since);
+        self.event(Type::Troubled, Some(of), at, "it is heard of again".to_owned(), &repeat)
+    }
+
     fn ended(&self, of: Attempt, at: Millis, outcome: &Outcome, node: &str) -> WorkerEvent {
         let kind = match outcome.class {
             Class::Success => Type::Succeeded,
@@ -199,6 +212,12 @@ impl Teller<'_> {
             }
             _ => {}
         }
+        let before = old.filter(|old| old.attempt == worker.attempt).and_then(|old| old.trouble.as_ref());
+        match (before, &worker.trouble) {
+            (before, Some(trouble)) if before != Some(trouble) => events.push(self.troubled(of, trouble)),
+            (Some(before), None) if !terminal => events.push(self.untroubled(of, now, before)),
+            _ => {}
+        }
         let changed = old.is_none_or(|old| old.attempt != worker.attempt || old.phase != worker.phase);
         if let Some(outcome) = worker.outcome.as_ref().filter(|_| terminal && changed) {
             events.push(self.ended(of, worker.ended_at.unwrap_or(now), outcome, &worker.node_name));
@@ -233,6 +252,7 @@ impl Teller<'_> {
             if let Some(why) = &worker.waiting {
                 events.push(self.waiting(of, worker.created_at.unwrap_or(record_time), why));
             }
+            events.extend(worker.trouble.as_ref().map(|trouble| self.troubled(of, trouble)));
         }
         events.extend(self.task_ended());
         events

@@ -1,6 +1,6 @@
 //! How a worker and its logs are, in words.
 
-use otto_proto::v1::{LogRun, WorkerEvent, log_gap, worker_event::Type};
+use otto_proto::v1::{FailureClass, LogRun, WorkerEvent, log_gap, worker_event::Type};
 
 use super::failure_class;
 
@@ -24,6 +24,7 @@ pub(super) fn of_worker(runs: &[LogRun], events: &[&WorkerEvent]) -> Told {
         let (name, ended) = named(event.r#type()).unwrap_or(("unknown", false));
         // The log's end is often here before the scaler's event.
         if ended || finish.is_none() {
+            let event = trouble_since(events).unwrap_or(event);
             return Told { name, message: reason(event), class: failure_class(event.failure_class()), ended };
         }
     }
@@ -48,6 +49,13 @@ pub(super) fn of_worker(runs: &[LogRun], events: &[&WorkerEvent]) -> Told {
     }
 }
 
+/// What is wrong with the worker by the scaler's latest word, which says nothing of its state.
+fn trouble_since<'a>(events: &[&'a WorkerEvent]) -> Option<&'a WorkerEvent> {
+    let since = events.iter().rev().take_while(|event| named(event.r#type()).is_none());
+    let last = since.copied().find(|event| event.r#type() == Type::Troubled);
+    last.filter(|event| event.failure_class() != FailureClass::Unspecified)
+}
+
 fn named(kind: Type) -> Option<(&'static str, bool)> {
     match kind {
         Type::Queued => Some(("queued", false)),
@@ -58,7 +66,7 @@ fn named(kind: Type) -> Option<(&'static str, bool)> {
         Type::Failed | Type::Retrying => Some(("failed", true)),
         Type::Stopped => Some(("stopped", true)),
         Type::Waiting => Some(("waiting", false)),
-        Type::Unspecified | Type::TaskEnded | Type::EventLost => None,
+        Type::Unspecified | Type::TaskEnded | Type::EventLost | Type::Troubled => None,
     }
 }
 
@@ -199,6 +207,16 @@ mod tests {
         assert_eq!((told.name, told.ended), ("waiting", false));
         assert_eq!(worker_summary(&[], &told), "no log yet: waiting: image cannot be pulled: x");
         assert_eq!(of_worker(&[run(1, None, vec![])], &[&started]).name, "running");
+        let away = WorkerEvent {
+            failure_class: FailureClass::NodeLost.into(),
+            ..event(Type::Troubled, "node n cannot be reached")
+        };
+        let told = of_worker(&[run(1, None, vec![])], &[&started, &away]);
+        assert_eq!((told.name, told.class, told.ended), ("running", Some("node_lost"), false));
+        assert_eq!(told.message.as_deref(), Some("node n cannot be reached"));
+        let back = event(Type::Troubled, "it is heard of again");
+        assert_eq!(of_worker(&[], &[&started, &away, &back]).class, None);
+        assert_eq!(of_worker(&[], &[&started, &away, &event(Type::Failed, "x")]).message.as_deref(), Some("x"));
         let told = of_worker(&[run(1, Some(1), vec![])], &[&started]);
         assert_eq!((told.name, told.message.as_deref(), told.ended), ("failed", Some("exit code 3"), true));
         let stopped = event(Type::Stopped, "");

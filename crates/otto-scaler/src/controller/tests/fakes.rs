@@ -201,6 +201,7 @@ impl MemoryDriver {
             created_at: 1,
             node_name: String::new(),
             lingers: false,
+            trouble: None,
         };
         self.workers.lock().unwrap().insert(key.clone(), seen);
     }
@@ -280,7 +281,9 @@ impl Driver for MemoryDriver {
         async move {
             tokio::task::yield_now().await;
             self.stops.lock().unwrap().push(key.clone());
-            if !matches!(self.state(key), None | Some(State::Ended { .. })) {
+            // One of which nobody hears does not hear of it.
+            let heard = self.workers.lock().unwrap().get(key).is_some_and(|worker| worker.trouble.is_none());
+            if heard && !matches!(self.state(key), None | Some(State::Ended { .. })) {
                 self.end(key, Class::Stopped);
             }
             Ok(())

@@ -1,9 +1,12 @@
-//! Workers whose job cannot begin.
+//! Workers whose job cannot begin, and such as nobody hears of.
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicU32;
 
+use otto_proto::v1::worker_event::Type;
+
 use super::*;
-use crate::driver::{DriverError, WorkerKey};
+use crate::driver::{DriverError, Trouble, WorkerKey};
 use crate::task::Outcome;
 
 fn why(class: Class, message: &str) -> Outcome {
@@ -147,4 +150,41 @@ async fn a_scaler_that_starts_again_knows_from_the_record() {
     f.until_phase("a", Phase::Failed).await;
     assert_eq!(f.store.record("a").unwrap().error.as_deref(), Some("worker 0 failed: no secret"));
     assert_eq!(f.driver.created.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_nobody_hears_of_is_told_and_so_is_its_return() {
+    let mut f = fresh().await;
+    changed(f.up("a", 1).await);
+    f.until_created("a", 0, 1).await;
+    let key = key("a", 0, 1);
+    f.driver.start(&key);
+    let is = |f: &Fixture, message: &str, lasts| {
+        let outcome = why(Class::NodeLost, message);
+        let trouble = (!message.is_empty()).then_some(Trouble { outcome, lasts });
+        f.driver.workers.lock().unwrap().get_mut(&key).unwrap().trouble = trouble;
+        f.driver.tell(&key);
+    };
+    let told = |f: &Fixture| f.store.record("a")?.workers[0].trouble.clone().map(|told| told.why.message);
+    for _ in 0..2 {
+        is(&f, "node n is away", 0);
+        f.until("told", |f| told(f).as_deref() == Some("node n is away")).await;
+        is(&f, "", 0);
+        f.until("taken back", |f| told(f).is_none()).await;
+    }
+    // Cancelled, it does not go: nothing tells so but time.
+    is(&f, "its Pod stays", 60_000);
+    changed(f.down("a", 0).await);
+    f.until("told", |f| told(f).as_deref() == Some("its Pod stays")).await;
+    assert_eq!(f.store.record("a").unwrap().phase, Phase::Cancelling);
+    f.driver.end(&key, Class::Stopped);
+    f.until_phase("a", Phase::Cancelled).await;
+    assert_eq!(told(&f), None);
+    let events = std::iter::from_fn(|| f.events.try_recv().ok());
+    let troubled: Vec<_> = events.filter(|event| event.r#type() == Type::Troubled).collect();
+    let (away, back) = ("node n is away", "it is heard of again");
+    let messages: Vec<_> = troubled.iter().map(|event| event.message.as_str()).collect();
+    assert_eq!(messages, [away, back, away, back, "its Pod stays"]);
+    let ids: HashSet<_> = troubled.iter().map(|event| &event.event_id).collect();
+    assert_eq!(ids.len(), troubled.len(), "each is told: {ids:?}");
 }

@@ -13,12 +13,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::names::{AGENT_CONTAINER, JOB_CONTAINER};
 use super::seen::{SeenContainer, SeenPod, SeenTerminated};
-use crate::driver::State;
+use crate::driver::{State, Trouble};
 use crate::task::{Class, Millis, Outcome};
 
 mod cause;
 mod end;
 mod text;
+mod unheard;
 mod wait;
 
 pub(super) use wait::told_by_event;
@@ -34,6 +35,8 @@ pub(super) struct Life {
     pub(super) started_at: Option<Millis>,
     /// The agent's container has ended: nothing more will be sent.
     pub(super) drained: bool,
+    /// Nobody may ever tell how it ends.
+    pub(super) trouble: Option<Trouble>,
 }
 
 /// Reads a Pod's status. `deleted`: the API server says that the Pod is gone, and this was its last state.
@@ -50,7 +53,9 @@ pub(super) fn classify(pod: &SeenPod, deleted: bool) -> Life {
     // Where the job's container could not be started, the agent waits in vain for somebody to leave it a log.
     let agent_waits = look.agent().is_some_and(runs) && !look.job_end().is_some_and(end::never_started);
     let drained = over || (matches!(state, State::Ended { .. }) && !agent_waits);
-    Life { state, started_at: look.job_began(), drained }
+    let lives = matches!(state, State::Created { .. } | State::Running);
+    let trouble = lives.then(|| unheard::trouble(&look)).flatten();
+    Life { state, started_at: look.job_began(), drained, trouble }
 }
 
 impl Life {
@@ -184,9 +189,12 @@ impl<'a> Look<'a> {
     /// When its deletion was asked for.
     fn told_to_end_at(&self) -> Option<Millis> {
         // The time in the metadata is when the grace period is over.
-        let metadata = &self.pod.metadata;
-        let grace = metadata.deletion_grace_period_seconds.unwrap_or_default().clamp(0, 1 << 32);
-        millis(metadata.deletion_timestamp.as_ref()).map(|at| at - grace * 1000)
+        millis(self.pod.metadata.deletion_timestamp.as_ref()).map(|at| at - self.grace())
+    }
+
+    /// What a Pod that is deleted has for it, in milliseconds.
+    fn grace(&self) -> Millis {
+        self.pod.metadata.deletion_grace_period_seconds.unwrap_or_default().clamp(0, 1 << 32) * 1000
     }
 
     /// The last time that the status tells.

@@ -60,6 +60,7 @@ impl Known {
             started_at: self.life.started_at,
             node_name: self.node_name.to_string(),
             lingers: self.ended_since.is_some() && !self.life.drained,
+            trouble: self.life.trouble.clone(),
         }
     }
 }
@@ -111,6 +112,7 @@ impl Made {
             started_at: None,
             node_name: String::new(),
             lingers: false,
+            trouble: None,
         }
     }
 }

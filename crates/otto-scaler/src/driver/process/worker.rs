@@ -56,6 +56,7 @@ impl Worker {
             node_name: String::new(),
             // A process that sends the rest of a log takes nothing to speak of.
             lingers: false,
+            trouble: None,
         })
     }
 

@@ -808,6 +808,39 @@ fn a_pause_that_says_nothing_does_not_change_why_an_image_is_not_pulled() {
 }
 
 #[test]
+fn a_node_that_cannot_be_reached_is_told() {
+    let trouble = |pod: SeenPod| classify(&pod, false).trouble.map(|trouble| (trouble.outcome.message, trouble.lasts));
+    let ready = |status: &str, reason: Value, containers: &str| {
+        let conditions = json!([
+            {"type": "Ready", "status": status, "reason": reason},
+            {"type": "ContainersReady", "status": containers},
+        ]);
+        worker(json!({"phase": "Running", "conditions": conditions}), running(), running())
+    };
+    let away = "node n is not ready or cannot be reached; the job may run on there, and counts as running";
+    let rest = "the worker counts as running until the Pod is gone: bring the node back or, if it is off for good, delete the Node or taint it with node.kubernetes.io/out-of-service";
+    assert_eq!(trouble(made(ready("False", Value::Null, "True"))), Some((away.to_owned(), 0)));
+    // By the kubelet: it is there.
+    assert_eq!(trouble(made(ready("False", json!("ReadinessGatesNotReady"), "True"))), None);
+    assert_eq!(trouble(made(ready("False", Value::Null, "False"))), None);
+    assert_eq!(trouble(made(ready("True", Value::Null, "True"))), None);
+    let mut gone = ready("False", Value::Null, "True");
+    gone["metadata"] = json!({"deletionTimestamp": "2026-01-02T03:04:05Z", "deletionGracePeriodSeconds": 90});
+    let stays =
+        format!("node n is not ready or cannot be reached, and so its Pod, which is to go, is still there; {rest}");
+    assert_eq!(trouble(made(gone)), Some((stays, 0)));
+    // Nobody can know before its grace is over.
+    let stays = format!(
+        "its Pod is to go, its grace period is over, and it is still there: node node-2 cannot be reached, perhaps; {rest}"
+    );
+    assert_eq!(trouble(recorded("node-unreachable")), Some((stays, 33_000)));
+    for (name, deleted, _) in RECORDED.iter().filter(|(name, ..)| !["node-unreachable", "evicting"].contains(name)) {
+        let told = classify(&recorded(name), *deleted).trouble;
+        assert!(told.is_none() || *name == "image-missing-deleting", "{name}: {told:?}");
+    }
+}
+
+#[test]
 fn times_are_the_jobs() {
     let pod = worker(json!({"phase": "Running"}), reported(0, None, "success", ""), running());
     let life = classify(&made(pod), false);
