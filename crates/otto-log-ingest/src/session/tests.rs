@@ -271,6 +271,8 @@ async fn what_there_is_no_memory_for_is_given_back_at_once() {
     }
     first.acknowledged(6).await;
     until("all memory is free", || !setup.context.memory.is_below(500)).await;
+    // Who comes sooner than it was told to is given the same answer again.
+    tokio::time::sleep(Duration::from_millis(retry.delay_ms.into())).await;
     second.tell(Request::Block(lines(1, 2))).await;
     second.acknowledged(2).await;
 }
