@@ -337,8 +337,13 @@ pub(crate) fn actions(stored: &Record, facts: &Facts, policy: &Policy, now: Mill
             if !facts.is_free(worker) {
                 continue;
             }
-            let refused = facts.refused.get(&(worker.index, worker.attempt)).map(|refused| refused.until);
-            match worker.not_before.max(refused).filter(|at| *at > now) {
+            let refused = facts.refused.get(&(worker.index, worker.attempt));
+            if let Some(due) = refused.and_then(|refused| patience::given_up_at(refused, policy)).filter(|at| *at > now)
+            {
+                plan.wake_at(due);
+            }
+            let until = refused.map(|refused| refused.until);
+            match worker.not_before.max(until).filter(|at| *at > now) {
                 Some(at) => plan.wake_at(at),
                 None => {
                     plan.ready.insert(worker.index);

@@ -153,7 +153,7 @@ pub(crate) struct Worker {
 }
 
 /// Earlier attempts that a record tells of.
-const PAST: usize = 16;
+const PAST: usize = 4;
 
 /// An earlier attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

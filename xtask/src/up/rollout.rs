@@ -73,6 +73,10 @@ pub(super) fn let_go(cluster: &Cluster) -> anyhow::Result<()> {
     let all = cluster.get(&["statefulsets", "--namespace=ottoscaler"])?;
     for set in all["items"].as_array().into_iter().flatten().filter(|set| is_ordered(set)) {
         let name = set["metadata"]["name"].as_str().unwrap_or_default();
+        // Others are somebody else's.
+        if !OURS.contains(&name) {
+            continue;
+        }
         eprintln!("xtask: {name} is made again: its podManagementPolicy cannot be changed; its Pods stay");
         let mut delete = cluster.kubectl();
         delete.args(["delete", "statefulset", name, "--namespace=ottoscaler", "--cascade=orphan"]);
@@ -80,6 +84,9 @@ pub(super) fn let_go(cluster: &Cluster) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// The StatefulSets of the dev overlay.
+const OURS: [&str; 2] = ["otto-log-ingest", "otto-redis"];
 
 fn is_ordered(set: &Value) -> bool {
     set["spec"]["podManagementPolicy"] != "Parallel"

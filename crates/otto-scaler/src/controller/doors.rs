@@ -5,12 +5,16 @@ use super::{Controller, DOOR};
 use crate::driver::WorkerKey;
 use crate::plan::Refused;
 use crate::plan::admission::door::{Answer, Move};
+use crate::plan::patience::same_trouble;
 use crate::task::{Class, Millis, Phase, Record, WorkerPhase};
 
 impl Controller {
     /// What came of a creation. Everybody who waits for the same is planned again when that begins or ends.
     pub(super) fn door_answered(&mut self, class: &str, key: &WorkerKey, answer: Answer) {
-        if self.doors.answered(class, key, answer, self.clock.now()) == Move::None {
+        let passed = matches!(answer, Answer::Passed);
+        let moved = self.doors.answered(class, key, answer, self.clock.now()) != Move::None;
+        let opened = passed && !self.admission.is_waiting(class) && self.doors.open(class);
+        if !(moved || opened) {
             return;
         }
         let waits = |record: &Record| {
@@ -34,6 +38,10 @@ impl Controller {
             let refused = task.facts.refused.entry((worker.index, worker.attempt));
             let refused =
                 refused.or_insert_with(|| Refused { until: now, since: now, why: why.clone(), common: true, times: 1 });
+            if refused.common && !same_trouble(&refused.why, why) {
+                refused.since = if refused.why.class == why.class { refused.since } else { now };
+                refused.why = why.clone();
+            }
             // A quota that is full of our own workers is a queue like any other: patience is for what others took.
             if refused.common && refused.why.class == Class::Quota {
                 refused.since = refused.since.max(self.last_live);
@@ -46,7 +54,7 @@ impl Controller {
         if self.admission.taken() > self.doors.trying() {
             self.last_live = self.clock.now();
         }
-        let at = self.doors.next_at().filter(|at| *at > self.clock.now());
+        let at = self.doors.next_at(self.clock.now());
         if at != self.door_at {
             self.door_at = at;
             if let Some(at) = at {

@@ -20,8 +20,8 @@ use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
 const ORPHAN_GRACE: Millis = 10 * 60_000;
 /// A failed stop is tried again after this.
 const STOP_RETRY: Millis = 1_000;
-/// Longest wait before something that failed is tried again, unless the driver asks for more.
-const LONGEST_WAIT: Millis = 10_000;
+/// What failed is tried again after so many times the first wait, at the longest.
+const LONGEST_WAIT: Millis = 10;
 
 /// What came of a call to the driver.
 #[derive(Debug)]
@@ -37,9 +37,9 @@ pub(super) async fn caught<T>(call: impl Future<Output = anyhow::Result<T>>) -> 
     AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| Err(anyhow::anyhow!("the driver panicked")))
 }
 
-/// Twice as long with every failure, up to [`LONGEST_WAIT`].
+/// Twice as long with every failure, up to [`LONGEST_WAIT`] times the first wait.
 fn more_and_more(first: Millis, failures: u32) -> Millis {
-    first.saturating_mul(1 << failures.min(10)).min(LONGEST_WAIT.max(first))
+    first.saturating_mul((1 << failures.min(10)).min(LONGEST_WAIT))
 }
 
 impl Controller {
@@ -253,7 +253,10 @@ impl Controller {
         };
         let key = WorkerKey { task_id: task_id.to_owned(), index, attempt: worker.attempt };
         task.facts.creating.insert((index, worker.attempt));
-        self.doors.tries(&stored.spec.resource_class, &key);
+        // One that fails for a reason of its own says nothing about the others, and does not stand in their way.
+        if task.facts.refused.get(&(index, worker.attempt)).is_none_or(|refused| refused.common) {
+            self.doors.tries(&stored.spec.resource_class, &key);
+        }
         self.creating += 1;
         let span = tracing::info_span!("start_worker", task_id, index, attempt = worker.attempt);
         if let Some(parent) = &stored.spec.traceparent {

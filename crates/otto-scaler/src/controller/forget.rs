@@ -62,8 +62,9 @@ impl Controller {
         if let Some(((index, attempt), _)) = task.facts.workers.iter().find(|(_, fact)| fact.hold.is_some()) {
             let key = WorkerKey { task_id: task_id.to_owned(), index: *index, attempt: *attempt };
             let name = self.driver.worker_name(&key);
-            let why =
-                format!("what is left of worker `{name}` cannot be removed yet; its log may not be stored in full");
+            let why = format!(
+                "what is left of worker `{name}` cannot be removed yet: its Pod may still be ending, or its log not be stored in full"
+            );
             let _ = reply.send(Err(DeleteError::Remains(why)));
             return None;
         }

@@ -156,6 +156,9 @@ impl Controller {
     fn decide(&mut self, task_id: &str, task: &mut Task, waiter: Waiter, conflicts: u32, read: bool) {
         let now = self.clock.now();
         task.facts.complete = self.driver_listed.known;
+        if let Some(stored) = task.stored.clone() {
+            self.note_door(task, &stored, now);
+        }
         let settled = task
             .stored
             .as_ref()

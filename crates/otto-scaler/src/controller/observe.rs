@@ -145,9 +145,7 @@ impl Controller {
         let now = self.clock.now();
         let Some(task) = self.tasks.get_mut(&key.task_id) else { return };
         let Some(fact) = task.facts.workers.get_mut(&(key.index, key.attempt)) else { return };
-        if fact.takes_place() {
-            self.doors.room();
-        }
+        self.doors.room();
         count_lingering(&self.metrics, &mut fact.lingers, false);
         fact.gone = true;
         if fact.is_live() {

@@ -82,6 +82,11 @@ impl Admission {
         self.taken
     }
 
+    /// A worker of this resource class may start, as far as the limits go.
+    pub(crate) fn is_waiting(&self, class: &str) -> bool {
+        self.heads.contains_key(class)
+    }
+
     /// Sets which workers of a task are ready, and how many of its places are taken; a task with neither is forgotten.
     pub(crate) fn set(&mut self, task_id: &str, standing: Standing<'_>, ready: BTreeSet<u32>, taken: usize) {
         let Standing { repository, resource_class, priority, created_at } = standing;

@@ -139,9 +139,15 @@ pub(super) fn how_it_ended(
 
 /// Why an attempt that could never be created has failed; `None`: it is tried further.
 pub(super) fn refused_too_long(refused: &Refused, policy: &Policy, now: Millis) -> Option<Outcome> {
+    let due = given_up_at(refused, policy)?;
+    (due <= now).then(|| given_up_after(&refused.why, Some(due - refused.since)))
+}
+
+/// When patience with that is over.
+pub(super) fn given_up_at(refused: &Refused, policy: &Policy) -> Option<Millis> {
     // Everything else that keeps one from being created is over some day, without anybody's doing.
     let patience = policy.patience.of(refused.why.class).filter(|_| refused.why.class == Class::Quota)?;
-    (refused.since.saturating_add(patience) <= now).then(|| given_up_after(&refused.why, Some(patience)))
+    Some(refused.since.saturating_add(patience))
 }
 
 fn given_up_after(why: &Outcome, patience: Option<Millis>) -> Outcome {

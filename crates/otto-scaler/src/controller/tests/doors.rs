@@ -148,3 +148,62 @@ async fn a_worker_that_has_not_given_back_its_place_takes_it() {
     f.until_created("b", 0, 1).await;
     assert_eq!(f.metrics.lingering.get(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_event_for_a_task_that_waits_for_room_costs_no_attempt() {
+    let f = fresh().await;
+    let _quota = quota(&f, 1);
+    changed(f.up("first", 1).await);
+    f.until_created("first", 0, 1).await;
+    f.driver.start(&key("first", 0, 1));
+    changed(f.up("probes", 1).await);
+    changed(f.up("behind", 1).await);
+    changed(f.up("cancelled", 1).await);
+    // Far longer than patience with others' quota.
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    changed(f.up("behind", 2).await);
+    changed(f.down("cancelled", 0).await);
+    f.until_phase("cancelled", Phase::Cancelled).await;
+    let record = f.store.record("behind").unwrap();
+    let attempts: Vec<_> = record.workers.iter().map(|worker| (worker.attempt, worker.phase)).collect();
+    assert_eq!(attempts, [(1, WorkerPhase::Queued), (1, WorkerPhase::Queued)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_not_the_first_in_line_is_given_up_too_if_nobody_of_ours_is_there() {
+    let f = fresh().await;
+    let _quota = quota(&f, 0);
+    changed(f.up("probes", 1).await);
+    changed(f.up("behind", 1).await);
+    // By the clock, not when its turn to try comes.
+    tokio::time::sleep(Duration::from_secs(121)).await;
+    assert_eq!(f.store.record("behind").unwrap().workers[0].infrastructure_failures, 1);
+    f.until_phase("behind", Phase::Failed).await;
+    assert_eq!(f.store.record("behind").unwrap().workers[0].attempt, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_fails_for_a_reason_of_its_own_stands_in_nobodys_way() {
+    let f = fresh().await;
+    let quota = quota(&f, 0);
+    // Two that take their time to fail, each time, and are the first in line.
+    let of_quota = f.driver.refusal.lock().unwrap().take().unwrap();
+    f.driver.refusal.lock().unwrap().replace(Box::new(move |key| match key.task_id.starts_with("bad") {
+        true => Some(DriverError::Busy {
+            class: Class::Infrastructure,
+            retry_after: 1_000,
+            message: "nobody knows".to_owned(),
+            common: false,
+        }),
+        false => of_quota(key),
+    }));
+    f.driver.takes.lock().unwrap().insert("bad".to_owned(), Duration::from_secs(15));
+    changed(f.up("bad", 2).await);
+    changed(f.up("good", 3).await);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    quota.room.fetch_add(3, Ordering::Relaxed);
+    for index in 0..3 {
+        f.until_created("good", index, 1).await;
+    }
+    assert!(f.store.record("good").unwrap().workers.iter().all(|worker| worker.attempt == 1));
+}

@@ -176,6 +176,8 @@ pub(crate) struct MemoryDriver {
     /// Creations of this task wait for `go`.
     pub(super) slow: Mutex<Option<String>>,
     pub(super) go: Notify,
+    /// Creations of this task take so long.
+    pub(super) takes: Mutex<HashMap<String, Duration>>,
 }
 
 pub(super) fn key(task_id: &str, index: u32, attempt: u32) -> WorkerKey {
@@ -263,6 +265,10 @@ impl Driver for MemoryDriver {
             let slow = self.slow.lock().unwrap().as_ref() == Some(&launch.key.task_id);
             if slow {
                 self.go.notified().await;
+            }
+            let takes = self.takes.lock().unwrap().get(&launch.key.task_id).copied();
+            if let Some(takes) = takes {
+                tokio::time::sleep(takes).await;
             }
             if let Some(error) = self.refusal.lock().unwrap().as_ref().and_then(|refusal| refusal(&launch.key)) {
                 return Err(error);

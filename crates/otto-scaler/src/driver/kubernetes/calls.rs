@@ -25,10 +25,14 @@ pub(super) const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadat
 const PATIENCE: Duration = Duration::from_secs(3);
 /// It comes again after this.
 const BUSY: Duration = Duration::from_secs(1);
-/// A deleted Pod is waited for so long: one with other containers that still run takes its grace period.
-const REMOVED_WITHIN: Duration = Duration::from_secs(60);
+/// A deleted Pod is waited for so long, since most go at once. One with other containers that still run takes its grace
+/// period: whoever wants it gone asks again.
+const REMOVED_WITHIN: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 1 });
 /// What nobody knows the outcome of is asked for again for so long, before others go first.
 const UNCLEAR_FOR: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(15) };
+
+/// And what fails each time, and takes one of the places for creations meanwhile, so often.
+const OFTEN_ENOUGH: Duration = Duration::from_secs(30);
 
 /// Whose a Pod is.
 enum Whose {
@@ -48,13 +52,16 @@ struct Creation<'a> {
     began: Instant,
     /// One of the requests, of an earlier call perhaps, may have created it.
     unclear: bool,
+    /// To the last request that left it unclear, there was an answer.
+    answered: bool,
     /// It was created, and is not what was sent: it is to be deleted.
     spoilt: Option<Spoilt>,
     backoff: Backoff,
 }
 
 /// A Pod that the cluster changed, so that nobody would know whose it is.
-struct Spoilt {
+#[derive(Debug)]
+pub(super) struct Spoilt {
     name: String,
     uid: String,
     outcome: Outcome,
@@ -82,9 +89,10 @@ impl Shared {
             launch,
             name: name::worker_name(&launch.key),
             unclear: making.is_doubtful(),
+            answered: false,
+            spoilt: making.take_spoilt(),
             making,
             began: Instant::now(),
-            spoilt: None,
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(3)),
         };
         loop {
@@ -108,7 +116,11 @@ impl Shared {
                     continue;
                 }
             };
-            if creation.spoilt.is_none() && creation.began.elapsed() > UNCLEAR_FOR {
+            if creation.began.elapsed() > UNCLEAR_FOR {
+                if let Some(spoilt) = creation.spoilt.take() {
+                    creation.making.keep_spoilt(spoilt);
+                    return Err(busy(Class::Admission, OFTEN_ENOUGH, why));
+                }
                 if let Ok(Whose::Ours { .. }) = self.whose(&launch.key, &creation.name).await {
                     creation.making.exists();
                     return Ok(());
@@ -117,7 +129,9 @@ impl Shared {
                 // one whose creation fails each time does not keep others waiting.
                 creation.making.stays_doubtful();
                 let message = format!("nobody knows yet whether the Pod was created; it is asked for again: {why}");
-                return Err(busy(Class::Infrastructure, BUSY, message));
+                // A server that answers so each time does so for this Pod; one that does not answer may be back any time.
+                let wait = if creation.answered { OFTEN_ENOUGH } else { BUSY };
+                return Err(busy(Class::Infrastructure, wait, message));
             }
             tokio::time::sleep(creation.backoff.next()).await;
         }
@@ -159,6 +173,7 @@ impl Shared {
             Meaning::NotLeader => Step::NotLeader,
             Meaning::Unclear(why) => {
                 creation.unclear = true;
+                creation.answered = failure.code().is_some();
                 Step::Again(why)
             }
             Meaning::Again(why) if creation.unclear || creation.began.elapsed() < PATIENCE => Step::Again(why),
@@ -185,6 +200,7 @@ impl Shared {
     async fn take_back(&self, spoilt: &Spoilt) -> Step {
         match self.delete(&spoilt.name, &spoilt.uid).await {
             Ok(()) => Step::Done(Err(DriverError::Refused(spoilt.outcome.clone()))),
+            Err(_) if self.leadership.left().is_none() => Step::NotLeader,
             Err(error) => Step::Again(format!("{}; its Pod is to be deleted: {error:#}", spoilt.outcome.message)),
         }
     }

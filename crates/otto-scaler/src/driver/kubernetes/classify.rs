@@ -35,6 +35,8 @@ pub(super) struct Life {
     pub(super) started_at: Option<Millis>,
     /// The agent's container has ended: nothing more will be sent.
     pub(super) drained: bool,
+    /// The job has ended, and its Pod has not: it keeps what was set aside for it. Not one whose job could not be started.
+    pub(super) lingers: bool,
     /// Nobody may ever tell how it ends.
     pub(super) trouble: Option<Trouble>,
 }
@@ -53,9 +55,11 @@ pub(super) fn classify(pod: &SeenPod, deleted: bool) -> Life {
     // Where the job's container could not be started, the agent waits in vain for somebody to leave it a log.
     let agent_waits = look.agent().is_some_and(runs) && !look.job_end().is_some_and(end::never_started);
     let drained = over || (matches!(state, State::Ended { .. }) && !agent_waits);
+    let ended = matches!(state, State::Ended { .. });
+    let lingers = ended && !over && !look.job_end().is_some_and(end::never_started);
     let lives = matches!(state, State::Created { .. } | State::Running);
     let trouble = lives.then(|| unheard::trouble(&look)).flatten();
-    Life { state, started_at: look.job_began(), drained, trouble }
+    Life { state, started_at: look.job_began(), drained, lingers, trouble }
 }
 
 impl Life {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
+use super::calls::Spoilt;
 use super::classify::{Life, classify};
 use super::now;
 use super::pod::key_of;
@@ -59,7 +60,7 @@ impl Known {
             created_at: self.created_at,
             started_at: self.life.started_at,
             node_name: self.node_name.to_string(),
-            lingers: self.ended_since.is_some() && !self.life.drained,
+            lingers: self.life.lingers,
             trouble: self.life.trouble.clone(),
         }
     }
@@ -88,6 +89,8 @@ struct Inner {
     made: HashMap<WorkerKey, Made>,
     /// An earlier request of this process may have created it, or may still; and when that was.
     doubtful: HashMap<WorkerKey, Instant>,
+    /// Created, changed by the cluster, and still to be deleted.
+    spoilt: HashMap<WorkerKey, Spoilt>,
     /// Who waits until it is gone: dropped then.
     leaving: HashMap<WorkerKey, Vec<oneshot::Sender<()>>>,
     /// Somebody wants to be told.
@@ -406,6 +409,16 @@ impl Making<'_> {
         let mut inner = self.workers.inner();
         inner.doubtful.retain(|_, since| since.elapsed() < DOUBT);
         inner.doubtful.contains_key(&self.key)
+    }
+
+    /// What an earlier call left to be deleted.
+    pub(super) fn take_spoilt(&self) -> Option<Spoilt> {
+        self.workers.inner().spoilt.remove(&self.key)
+    }
+
+    /// The next call deletes it.
+    pub(super) fn keep_spoilt(&self, spoilt: Spoilt) {
+        self.workers.inner().spoilt.insert(self.key.clone(), spoilt);
     }
 
     /// Nobody knows what came of the requests.

@@ -7,14 +7,21 @@
 use std::collections::HashMap;
 
 use crate::driver::WorkerKey;
+use crate::plan::patience::same_trouble;
 use crate::task::{Class, Millis, Outcome};
 
 /// Longest wait between two tries, in milliseconds: for room in a quota, which is looked for at once when a worker ends,
 const LONGEST_FOR_ROOM: Millis = 30_000;
 /// and for whatever else may be repaired at any time.
 const LONGEST: Millis = 10_000;
+/// Shortest one.
+const SHORTEST: Millis = 10;
 /// So many in a row open the door.
-const IN_A_ROW: u32 = 64;
+const IN_A_ROW: u32 = 16;
+/// When another has gone, room is looked for so often, since what a quota counts follows a moment later:
+const LOOKS: u32 = 4;
+/// first at once, then after this, then after twice this, and so on.
+const LOOK_AGAIN: Millis = 250;
 
 /// What came of a creation.
 #[derive(Debug)]
@@ -31,6 +38,7 @@ pub(crate) enum Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Move {
     None,
+    /// It was shut, or is for another reason now.
     Shut,
     Opened,
 }
@@ -41,8 +49,11 @@ struct Door {
     trying: Option<WorkerKey>,
     /// The next may try.
     at: Millis,
+    /// In a row.
     turned_away: u32,
     passed: u32,
+    /// Looks for room that are left.
+    looks: u32,
 }
 
 /// The doors of all resource classes.
@@ -69,7 +80,7 @@ impl Doors {
         let Some(door) = self.shut.get_mut(class) else {
             let Answer::TurnedAway { why, wait } = answer else { return Move::None };
             let at = now + pause(&why, wait, 0);
-            let door = Door { why, trying: None, at, turned_away: 1, passed: 0 };
+            let door = Door { why, trying: None, at, turned_away: 1, passed: 0, looks: 0 };
             self.shut.insert(class.to_owned(), door);
             return Move::Shut;
         };
@@ -88,27 +99,42 @@ impl Doors {
                     return Move::Opened;
                 }
             }
-            Answer::TurnedAway { why, wait } => {
-                if tried {
+            Answer::TurnedAway { why, wait } if tried => {
+                door.passed = 0;
+                if door.looks > 0 && why.class == Class::Quota {
+                    door.at = now + (LOOK_AGAIN << (LOOKS - door.looks));
+                    door.looks -= 1;
+                } else {
                     door.at = now + pause(&why, wait, door.turned_away);
-                    door.turned_away += 1;
-                    door.passed = 0;
                 }
+                door.turned_away = door.turned_away.saturating_add(1);
+                let same = same_trouble(&door.why, &why);
                 door.why = why;
+                if !same {
+                    return Move::Shut;
+                }
             }
-            Answer::Passed | Answer::Other => {}
+            Answer::Passed | Answer::TurnedAway { .. } | Answer::Other => {}
         }
         Move::None
     }
 
-    /// A worker ended: of what a quota counts, there is less now.
+    /// A worker has gone: of what a quota counts, there is less now, or in a moment.
     pub(crate) fn room(&mut self) {
-        self.shut.values_mut().filter(|door| door.why.class == Class::Quota).for_each(|door| door.at = 0);
+        for door in self.shut.values_mut().filter(|door| door.why.class == Class::Quota) {
+            door.at = 0;
+            door.looks = LOOKS;
+        }
     }
 
-    /// Why workers of a class are turned away.
+    /// Nobody of a class waits any more. Whether its door was shut.
+    pub(crate) fn open(&mut self, class: &str) -> bool {
+        self.shut.remove(class).is_some()
+    }
+
+    /// Why workers of a class are turned away; `None`: the last one was not.
     pub(crate) fn reason(&self, class: &str) -> Option<&Outcome> {
-        self.shut.get(class).map(|door| &door.why)
+        self.shut.get(class).filter(|door| door.turned_away > 0).map(|door| &door.why)
     }
 
     /// How many are trying.
@@ -116,15 +142,16 @@ impl Doors {
         self.shut.values().filter(|door| door.trying.is_some()).count()
     }
 
-    /// When the next may try somewhere.
-    pub(crate) fn next_at(&self) -> Option<Millis> {
-        self.shut.values().filter(|door| door.trying.is_none()).map(|door| door.at).min()
+    /// When the next may try somewhere where none may now.
+    pub(crate) fn next_at(&self, now: Millis) -> Option<Millis> {
+        self.shut.values().filter(|door| door.trying.is_none() && door.at > now).map(|door| door.at).min()
     }
 }
 
 fn pause(why: &Outcome, wait: Millis, turned_away: u32) -> Millis {
     let longest = if why.class == Class::Quota { LONGEST_FOR_ROOM } else { LONGEST };
-    wait.saturating_mul(1 << turned_away.min(16)).min(longest)
+    let wait = wait.max(SHORTEST);
+    wait.saturating_mul(1 << turned_away.min(16)).min(longest.max(wait))
 }
 
 #[cfg(test)]
@@ -175,6 +202,36 @@ mod tests {
     }
 
     #[test]
+    fn room_that_is_counted_a_moment_later_is_found() {
+        let mut doors = Doors::default();
+        let tries = |doors: &mut Doors, from: Millis| {
+            let tries = (from..from + 40_000).filter(|now| try_it(doors, *now, full(Class::Quota)).is_some());
+            tries.map(|now| now - from).collect::<Vec<_>>()
+        };
+        tries(&mut doors, 0);
+        doors.room();
+        assert_eq!(tries(&mut doors, 100_000), [0, 250, 750, 1_750, 3_750, 33_750]);
+        // Also if somebody was trying just then.
+        doors.tries("", &key(1));
+        doors.room();
+        doors.answered("", &key(1), full(Class::Quota), 200_000);
+        assert_eq!(tries(&mut doors, 200_000)[..3], [250, 750, 1_750]);
+    }
+
+    #[test]
+    fn another_reason_is_news_and_one_door_does_not_hide_the_next() {
+        let mut doors = Doors::default();
+        try_it(&mut doors, 0, full(Class::Infrastructure));
+        assert_eq!(try_it(&mut doors, 3_000, full(Class::Infrastructure)), Some(Move::None));
+        assert_eq!(try_it(&mut doors, 20_000, full(Class::Quota)), Some(Move::Shut));
+        assert_eq!(doors.reason("").unwrap().class, Class::Quota);
+        doors.answered("large", &key(2), full(Class::Quota), 90_000);
+        assert_eq!((doors.next_at(90_000), doors.next_at(93_000)), (Some(93_000), None));
+        assert_eq!(try_it(&mut doors, 90_000, Answer::Passed), Some(Move::None));
+        assert!(doors.reason("").is_none() && doors.reason("large").is_some());
+    }
+
+    #[test]
     fn many_in_a_row_open_it() {
         let mut doors = Doors::default();
         try_it(&mut doors, 0, full(Class::Quota));
@@ -188,7 +245,7 @@ mod tests {
             }
         }
         assert_eq!(passed, 10 + IN_A_ROW - 1);
-        assert!(doors.reason("").is_none() && doors.next_at().is_none());
+        assert!(doors.reason("").is_none() && doors.next_at(0).is_none());
     }
 
     #[test]
