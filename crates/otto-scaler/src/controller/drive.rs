@@ -21,7 +21,7 @@ const ORPHAN_GRACE: Millis = 10 * 60_000;
 /// A failed stop is tried again after this.
 const STOP_RETRY: Millis = 1_000;
 /// What failed is tried again after so many times the first wait, at the longest.
-const LONGEST_WAIT: Millis = 10;
+const MOST_WAITS: Millis = 10;
 
 /// What came of a call to the driver.
 #[derive(Debug)]
@@ -37,9 +37,9 @@ pub(super) async fn caught<T>(call: impl Future<Output = anyhow::Result<T>>) -> 
     AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| Err(anyhow::anyhow!("the driver panicked")))
 }
 
-/// Twice as long with every failure, up to [`LONGEST_WAIT`] times the first wait.
+/// Twice as long with every failure, up to [`MOST_WAITS`] times the first wait.
 fn more_and_more(first: Millis, failures: u32) -> Millis {
-    first.saturating_mul((1 << failures.min(10)).min(LONGEST_WAIT))
+    first.saturating_mul((1 << failures.min(10)).min(MOST_WAITS))
 }
 
 impl Controller {
