@@ -88,7 +88,8 @@ pub(crate) enum DriverError {
     Refused(Outcome),
     /// Not now; try again after the given milliseconds. It is not there, as far as can be known: its place is given to
     /// others meanwhile. A driver that does not know asks again by itself for a while; should the worker come about all the
-    /// same, it is observed, and the next call is about the same one (the name makes it so).
+    /// same, it is observed, and the next call is about the same one (the name makes it so). As long as it may still come
+    /// about, nobody else may have its name.
     #[error("{message}")]
     Busy {
         /// What kept it from being created: told to the reader of the log.
@@ -99,6 +100,8 @@ pub(crate) enum DriverError {
         message: String,
         /// Every worker of this resource class would be told the same.
         common: bool,
+        /// For so long, in milliseconds, a request that nobody has an answer to may still create it. 0: there is none.
+        unclear_for: u32,
     },
 }
 

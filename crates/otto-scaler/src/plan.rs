@@ -127,6 +127,8 @@ fn settle_worker(record: &mut Record, position: usize, facts: &Facts, policy: &P
                 return failed(worker, outcome, now, spec_attempts, policy, seed, now);
             }
             match worker.phase {
+                // Who may still come about has not been stopped yet.
+                WorkerPhase::Stopping if facts.unclear.get(&key).is_some_and(|until| *until > now) => {}
                 WorkerPhase::Stopping => stopped(worker, now, None),
                 WorkerPhase::Created | WorkerPhase::Running => {
                     let outcome = Outcome {
@@ -351,6 +353,7 @@ pub(crate) fn actions(stored: &Record, facts: &Facts, policy: &Policy, now: Mill
             }
         }
     }
+    facts.unclear.values().filter(|until| **until > now).for_each(|until| plan.wake_at(*until));
     let timeout = Millis::from(stored.spec.timeout_seconds) * 1000;
     for (key, fact) in &facts.workers {
         let worker = stored.worker(key.0).filter(|worker| worker.attempt == key.1);

@@ -18,6 +18,8 @@ use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
 
 /// Workers whose task nobody knows run so long before they are stopped.
 const ORPHAN_GRACE: Millis = 10 * 60_000;
+/// A call that panicked may have sent its request: milliseconds.
+const PANICKED: u32 = 60_000;
 /// A failed stop is tried again after this.
 const STOP_RETRY: Millis = 1_000;
 /// What failed is tried again after so many times the first wait, at the longest.
@@ -87,6 +89,7 @@ impl Controller {
         }
         task.planned = (pause > 0).then_some(now);
         task.facts.complete = self.driver_listed.known;
+        task.facts.unclear.retain(|_, until| *until > now);
 
         if task.uncertain && !task.busy {
             match &mut self.outage {
@@ -274,6 +277,7 @@ impl Controller {
                     retry_after: 1_000,
                     message: "the driver panicked".to_owned(),
                     common: false,
+                    unclear_for: PANICKED,
                 })
             };
             Driven::Created { key, resource_class, result: created.unwrap_or_else(panicked) }
@@ -328,7 +332,7 @@ impl Controller {
         self.creating = self.creating.saturating_sub(1);
         let answer = match &result {
             Ok(()) => Answer::Passed,
-            Err(DriverError::Busy { class, retry_after, message, common: true }) => Answer::TurnedAway {
+            Err(DriverError::Busy { class, retry_after, message, common: true, .. }) => Answer::TurnedAway {
                 why: Outcome { class: *class, exit_code: None, signal: None, message: message.clone() },
                 wait: (*retry_after).into(),
             },
@@ -339,6 +343,7 @@ impl Controller {
         let attempt = (key.index, key.attempt);
         task.facts.creating.remove(&attempt);
         let refused = task.facts.refused.remove(&attempt);
+        task.facts.unclear.remove(&attempt);
         match result {
             Ok(()) => {
                 let fresh = || Box::new(Fact::new(State::Created { waiting: None }, now));
@@ -350,9 +355,12 @@ impl Controller {
                 fact.gone = true;
                 task.facts.workers.entry(attempt).or_insert(Box::new(fact));
             }
-            Err(DriverError::Busy { class, retry_after, message, common }) => {
+            Err(DriverError::Busy { class, retry_after, message, common, unclear_for }) => {
                 self.metrics.driver_errors.inc();
                 tracing::warn!(worker = self.driver.worker_name(key), message, "a worker cannot be created yet");
+                if unclear_for > 0 {
+                    task.facts.unclear.insert(attempt, now + Millis::from(unclear_for));
+                }
                 let why = Outcome { class, exit_code: None, signal: None, message };
                 let before = refused.filter(|before| before.why.class == class);
                 let (since, times) = before.map_or((now, 0), |before| (before.since, before.times));

@@ -68,6 +68,15 @@ impl Controller {
             let _ = reply.send(Err(DeleteError::Remains(why)));
             return None;
         }
+        // A later attempt may have ended since.
+        if let Some((index, attempt)) = task.facts.unclear.keys().next() {
+            let key = WorkerKey { task_id: task_id.to_owned(), index: *index, attempt: *attempt };
+            let name = self.driver.worker_name(&key);
+            let why =
+                format!("nobody knows yet whether worker `{name}` was created; that shows within a minute or two");
+            let _ = reply.send(Err(DeleteError::Remains(why)));
+            return None;
+        }
         if task.facts.workers.is_empty() && !task.busy {
             task.busy = true;
             task.removing = true;

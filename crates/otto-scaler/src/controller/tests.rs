@@ -250,6 +250,7 @@ async fn what_waits_is_cancelled_too() {
             retry_after: 600_000,
             message: "full".into(),
             common: false,
+            unclear_for: 0,
         })
     }));
     changed(f.up("a", 2).await);
@@ -415,6 +416,7 @@ async fn refused_and_busy() {
             retry_after: 100,
             message: "full".into(),
             common: false,
+            unclear_for: 0,
         }),
         _ => None,
     }));
@@ -681,6 +683,7 @@ async fn random_faults() {
                             retry_after: 50,
                             message: "full".into(),
                             common: key.index.is_multiple_of(2),
+                            unclear_for: 0,
                         })
                     }));
                 }

@@ -162,6 +162,7 @@ impl Shared {
             retry_after: BUSY,
             message: format!("the run directory {} cannot be made: {error}", worker.dir.path().display()),
             common: false,
+            unclear_for: 0,
         };
         if !worker.dir.make().map_err(busy)? {
             match worker.dir.launch() {
@@ -229,6 +230,7 @@ impl Shared {
                 retry_after: BUSY,
                 message: format!("no process can be started: {error}"),
                 common: false,
+                unclear_for: 0,
             },
         }
     }
@@ -272,6 +274,7 @@ impl Shared {
             retry_after: BUSY,
             message: format!("starting a worker: {error}"),
             common: false,
+            unclear_for: 0,
         };
         match made.map_err(failed).and_then(|made| made) {
             Ok((file, child)) => {
@@ -421,6 +424,7 @@ impl Driver for ProcessDriver {
                     retry_after: BUSY,
                     message: format!("starting a worker: {error}"),
                     common: false,
+                    unclear_for: 0,
                 })
             })
         }

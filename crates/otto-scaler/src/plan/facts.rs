@@ -92,6 +92,8 @@ pub(crate) struct Facts {
     pub(crate) workers: BTreeMap<Attempt, Box<Fact>>,
     /// Creations under way: neither there nor absent.
     pub(crate) creating: BTreeSet<Attempt>,
+    /// Not there, but a request to create it may still come through until then.
+    pub(crate) unclear: BTreeMap<Attempt, Millis>,
     /// Could not be created so far.
     pub(crate) refused: BTreeMap<Attempt, Refused>,
     /// The driver has listed its workers. Until then a missing one means nothing.

@@ -25,6 +25,7 @@ fn quota(f: &Fixture, room: usize) -> Arc<Quota> {
             retry_after: 3_000,
             message: "exceeded quota: pods=5".to_owned(),
             common: true,
+            unclear_for: 0,
         })
     }));
     quota
@@ -112,6 +113,7 @@ async fn a_permission_that_is_missing_is_asked_for_by_one_and_all_go_on_when_it_
             retry_after: 10_000,
             message: "may not create pods".to_owned(),
             common: true,
+            unclear_for: 0,
         })
     }));
     for number in 0..40 {
@@ -194,6 +196,7 @@ async fn who_fails_for_a_reason_of_its_own_stands_in_nobodys_way() {
             retry_after: 1_000,
             message: "nobody knows".to_owned(),
             common: false,
+            unclear_for: 0,
         }),
         false => of_quota(key),
     }));

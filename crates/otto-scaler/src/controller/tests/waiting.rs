@@ -118,7 +118,13 @@ async fn a_full_quota_is_told_once_and_a_place_in_it_is_taken() {
         let number = tries.fetch_add(1, Ordering::Relaxed);
         let message = format!("exceeded quota: used: pods={number}");
         let full = key.task_id == "never" || number < 6;
-        full.then_some(DriverError::Busy { class: Class::Quota, retry_after: 1_000, message, common: true })
+        full.then_some(DriverError::Busy {
+            class: Class::Quota,
+            retry_after: 1_000,
+            message,
+            common: true,
+            unclear_for: 0,
+        })
     }));
     changed(f.up("a", 1).await);
     until_waiting(&f, "a", "exceeded quota: used: pods=0").await;
@@ -187,4 +193,39 @@ async fn a_worker_that_nobody_hears_of_is_told_and_so_is_its_return() {
     assert_eq!(messages, [away, back, away, back, "its Pod stays"]);
     let ids: HashSet<_> = troubled.iter().map(|event| &event.event_id).collect();
     assert_eq!(ids.len(), troubled.len(), "each is told: {ids:?}");
+}
+
+/// Its name is nobody else's as long as a request to create it may come through.
+#[tokio::test(start_paused = true)]
+async fn what_may_still_come_about_has_not_ended() {
+    let f = fresh().await;
+    f.driver.refusal.lock().unwrap().replace(Box::new(|_| {
+        Some(DriverError::Busy {
+            class: Class::Infrastructure,
+            retry_after: 1_000,
+            message: "nobody knows".to_owned(),
+            common: false,
+            unclear_for: 70_000,
+        })
+    }));
+    for task in ["late", "never"] {
+        changed(f.up(task, 1).await);
+        until_waiting(&f, task, "nobody knows").await;
+        changed(f.down(task, 0).await);
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    for task in ["late", "never"] {
+        assert_eq!(f.store.record(task).unwrap().phase, Phase::Cancelling);
+    }
+    f.driver.put(&key("late", 0, 1), State::Created { waiting: None });
+    f.driver.tell(&key("late", 0, 1));
+    f.until_phase("late", Phase::Cancelled).await;
+    assert_eq!(*f.driver.stops.lock().unwrap(), [key("late", 0, 1)]);
+    // Another request may come through when that one is gone.
+    let deleted = f.handle.delete("late".into()).await;
+    assert!(matches!(&deleted, Err(DeleteError::Remains(why)) if why.contains("late-0-1")), "{deleted:?}");
+    f.until_phase("never", Phase::Cancelled).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    f.handle.delete("late".into()).await.unwrap();
+    f.handle.delete("never".into()).await.unwrap();
 }

@@ -31,6 +31,9 @@ const REMOVED_WITHIN: Duration = Duration::from_secs(if cfg!(test) { 60 } else {
 /// What nobody knows the outcome of is asked for again for so long, before others go first.
 const UNCLEAR_FOR: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(15) };
 
+/// A request without an answer does not come through any more after this: an API server gives up after 60 s
+/// (`--request-timeout`).
+const OVER_AFTER: Duration = Duration::from_secs(70);
 /// And what fails each time, and takes one of the places for creations meanwhile, so often.
 const OFTEN_ENOUGH: Duration = Duration::from_secs(30);
 
@@ -54,6 +57,8 @@ struct Creation<'a> {
     unclear: bool,
     /// To the last request that left it unclear, there was an answer.
     answered: bool,
+    /// When the last request was sent that may still be under way, though nobody waits for its answer.
+    lost: Option<Instant>,
     /// It was created, and is not what was sent: it is to be deleted.
     spoilt: Option<Spoilt>,
     backoff: Backoff,
@@ -65,6 +70,19 @@ pub(super) struct Spoilt {
     name: String,
     uid: String,
     outcome: Outcome,
+}
+
+impl Creation<'_> {
+    /// It is not there now. It may come about later, as long as a request is under way.
+    fn gives_way(&self, mut error: DriverError) -> DriverError {
+        if let Some(lost) = self.lost {
+            self.making.stays_doubtful(lost);
+            if let DriverError::Busy { unclear_for, .. } = &mut error {
+                *unclear_for = milliseconds(OVER_AFTER.saturating_sub(lost.elapsed()));
+            }
+        }
+        error
+    }
 }
 
 /// How a try ended that did not end the creation.
@@ -88,8 +106,9 @@ impl Shared {
         let mut creation = Creation {
             launch,
             name: name::worker_name(&launch.key),
-            unclear: making.is_doubtful(),
+            unclear: making.doubt().is_some(),
             answered: false,
+            lost: making.doubt(),
             spoilt: making.take_spoilt(),
             making,
             began: Instant::now(),
@@ -121,17 +140,20 @@ impl Shared {
                     creation.making.keep_spoilt(spoilt);
                     return Err(busy(Class::Admission, OFTEN_ENOUGH, why));
                 }
-                if let Ok(Whose::Ours { .. }) = self.whose(&launch.key, &creation.name).await {
-                    creation.making.exists();
-                    return Ok(());
+                match self.whose(&launch.key, &creation.name).await {
+                    Ok(Whose::Ours { .. }) => {
+                        creation.making.exists();
+                        return Ok(());
+                    }
+                    Ok(Whose::Foreign(_) | Whose::Nobodys) => {}
+                    Err(_) => creation.lost = Some(Instant::now()),
                 }
                 // The next call asks for the same name: no more than one Pod can come of it. Whoever waits is told, and
                 // one whose creation fails each time does not keep others waiting.
-                creation.making.stays_doubtful();
                 let message = format!("nobody knows yet whether the Pod was created; it is asked for again: {why}");
                 // A server that answers so each time does so for this Pod; one that does not answer may be back any time.
                 let wait = if creation.answered { OFTEN_ENOUGH } else { BUSY };
-                return Err(busy(Class::Infrastructure, wait, message));
+                return Err(creation.gives_way(busy(Class::Infrastructure, wait, message)));
             }
             tokio::time::sleep(creation.backoff.next()).await;
         }
@@ -174,6 +196,10 @@ impl Shared {
             Meaning::Unclear(why) => {
                 creation.unclear = true;
                 creation.answered = failure.code().is_some();
+                // Who failed has done what it did. Who gave up waiting has not, perhaps.
+                if failure.code() != Some(500) {
+                    creation.lost = Some(Instant::now());
+                }
                 Step::Again(why)
             }
             Meaning::Again(why) if creation.unclear || creation.began.elapsed() < PATIENCE => Step::Again(why),
@@ -212,7 +238,7 @@ impl Shared {
         }
         match self.whose(&creation.launch.key, &creation.name).await {
             Ok(Whose::Ours { .. }) => Step::Done(Ok(())),
-            Ok(Whose::Foreign(_) | Whose::Nobodys) => Step::Done(Err(verdict)),
+            Ok(Whose::Foreign(_) | Whose::Nobodys) => Step::Done(Err(creation.gives_way(verdict))),
             Err(failure) => Step::Again(failure.to_string()),
         }
     }
@@ -321,8 +347,11 @@ impl Shared {
 }
 
 fn busy(class: Class, wait: Duration, message: String) -> DriverError {
-    let retry_after = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-    DriverError::Busy { class, retry_after, message, common: false }
+    DriverError::Busy { class, retry_after: milliseconds(wait), message, common: false, unclear_for: 0 }
+}
+
+fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// The answer that every Pod of its resource class would get.

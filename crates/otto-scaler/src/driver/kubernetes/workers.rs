@@ -404,11 +404,11 @@ impl Making<'_> {
 }
 
 impl Making<'_> {
-    /// A request of an earlier call may have created it, or may still.
-    pub(super) fn is_doubtful(&self) -> bool {
+    /// A request of an earlier call may have created it, or may still; and when that was.
+    pub(super) fn doubt(&self) -> Option<Instant> {
         let mut inner = self.workers.inner();
         inner.doubtful.retain(|_, since| since.elapsed() < DOUBT);
-        inner.doubtful.contains_key(&self.key)
+        inner.doubtful.get(&self.key).copied()
     }
 
     /// What an earlier call left to be deleted.
@@ -421,9 +421,9 @@ impl Making<'_> {
         self.workers.inner().spoilt.insert(self.key.clone(), spoilt);
     }
 
-    /// Nobody knows what came of the requests.
-    pub(super) fn stays_doubtful(&self) {
-        self.workers.inner().doubtful.insert(self.key.clone(), Instant::now());
+    /// Nobody knows what came of the requests, the last of which was sent then.
+    pub(super) fn stays_doubtful(&self, since: Instant) {
+        self.workers.inner().doubtful.insert(self.key.clone(), since);
     }
 
     /// The server says that it exists, whether the watch has shown it or not.

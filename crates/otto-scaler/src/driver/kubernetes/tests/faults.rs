@@ -129,12 +129,18 @@ async fn a_server_that_is_always_busy_is_told() {
 async fn a_creation_that_stays_unclear_gives_way() {
     let faulty = faulty("long").await;
     let _ = faulty.proxy.add(Rule::create_pod(Fault::CutBefore));
-    let (class, message) = busy(faulty.driving.create("t").await);
+    let Err(DriverError::Busy { class, message, unclear_for, .. }) = faulty.driving.create("t").await else { panic!() };
     assert_eq!(class, Class::Infrastructure);
     assert!(message.starts_with("nobody knows yet whether the Pod was created"), "{message}");
+    assert!((60_000..=70_000).contains(&unclear_for), "{unclear_for}");
     faulty.proxy.clear();
     faulty.driving.create("t").await.unwrap();
     faulty.has_pods(1).await;
+
+    // Who answers that it failed is through with it.
+    let _ = faulty.proxy.add(Rule::create_pod(Fault::Answer(500, None)));
+    let Err(DriverError::Busy { unclear_for: 0, .. }) = faulty.driving.create("s").await else { panic!() };
+    faulty.proxy.clear();
 
     // One that did come through, which neither an answer nor the watch tells.
     let _ = faulty.proxy.add(Rule::watch_pods(Fault::SilentWatch));
