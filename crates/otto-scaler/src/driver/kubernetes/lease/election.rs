@@ -38,9 +38,10 @@ impl Timing {
         self.renew_deadline / 2
     }
 
-    /// Longest wait for the answer to one renewal: when it is over, there is as much time for another before the deadline.
+    /// Longest wait for the answer to one renewal. Most of the time until the deadline, for a server that is slow; what is
+    /// left is for one more, over another connection, where this one is dead.
     pub(super) fn renewal(&self) -> Duration {
-        (self.renew_deadline - self.renew_every()) / 2
+        (self.renew_deadline - self.renew_every()) * 3 / 4
     }
 
     /// # Errors
