@@ -212,27 +212,18 @@ impl Link {
             Err(e) if matches!(e.kind(), ErrorKind::Server(_)) => return Ok(()),
             Err(e) => return Err(e),
         };
-        let value = |name: &str| {
-            info.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(|value| value.trim().to_owned()))
-        };
-        if value("loading").as_deref() == Some("1") {
+        let value = |name: &str| value_of(&info, name);
+        if value("loading") == Some("1") {
             return Err((ErrorKind::Io, "Redis is loading its data").into());
         }
         if let Some(version) = value("redis_version") {
             let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
             if (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < MIN_VERSION {
                 let message = "Redis 7.0 or newer is needed, this is";
-                return Err((ErrorKind::InvalidClientConfig, message, version).into());
+                return Err((ErrorKind::InvalidClientConfig, message, version.to_owned()).into());
             }
         }
-        let mut remarks = Vec::new();
-        if let Some(policy) = value("maxmemory_policy").filter(|policy| policy.starts_with("allkeys")) {
-            remarks.push(format!("maxmemory-policy is {policy}: Redis may evict task records; use noeviction"));
-        }
-        if value("aof_enabled").as_deref() == Some("0") {
-            remarks.push("appendonly is off: a restart of Redis may lose events and task records".to_owned());
-        }
+        let remarks = remarks(&info);
         let news = {
             let mut state = self.state();
             let news = (state.remarks != remarks).then(|| remarks.clone());
@@ -294,6 +285,27 @@ impl Link {
     pub(crate) fn describe(&self, error: &RedisError) -> String {
         format!("Redis at {} (--redis-url): {error}", self.host())
     }
+}
+
+/// A value of the answer to INFO.
+fn value_of<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+}
+
+/// What is to be said about the server's settings.
+pub(super) fn remarks(info: &str) -> Vec<String> {
+    let mut remarks = Vec::new();
+    // What keeps a job from running twice has a time to expire: the ended task's record, the stream's owner.
+    if let Some(policy) = value_of(info, "maxmemory_policy").filter(|policy| *policy != "noeviction") {
+        remarks.push(format!(
+            "maxmemory-policy is {policy}: Redis may evict task records and who owns the stream, and jobs run twice; use \
+             noeviction"
+        ));
+    }
+    if value_of(info, "aof_enabled") == Some("0") {
+        remarks.push("appendonly is off: a restart of Redis may lose events and task records".to_owned());
+    }
+    remarks
 }
 
 impl ConnectionLike for Link {

@@ -5,6 +5,7 @@ use redis::AsyncConnectionConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::super::link::{Url, remarks};
 use super::*;
 use crate::store::tests_of_every_store::record;
 
@@ -44,6 +45,58 @@ async fn a_wrong_password_is_told_without_the_password() {
 
     let right = Redis::new(options(&format!("redis://:right@127.0.0.1:{port}/2"))).unwrap();
     right.store().ping().await.unwrap();
+}
+
+/// Nothing that the scaler does needs more than the line of `docs/operations/redis.md`.
+#[tokio::test]
+async fn the_documented_permissions_are_enough() {
+    let page = include_str!("../../../../../../docs/operations/redis.md");
+    let user = page.lines().find(|line| line.starts_with("ACL SETUSER otto")).unwrap();
+    let world = World::with(|options| options.url = as_user(&options.url.host())).await;
+    let _: () = world.run(user).await;
+    let leadership = crate::leadership::Leadership::none_yet();
+    leadership.extend(crate::leadership::now() + 60_000_000_000);
+    let me = super::super::owner::Identity { id: "one".to_owned(), name: "one".to_owned() };
+    let leader = world.redis.led_by(me, super::super::owner::Turn { number: 7, leadership });
+    let mut reader = world.start_on(leader.clone());
+    reader.serving().await;
+
+    let lower = world.add("type scale_down task_id later pod_count 1").await;
+    let lost = world.scale_up("lost").await;
+    let up = world.add("type scale_up task_id later pod_count 3").await;
+    world.settled(up).await;
+    assert!(world.task("later").await.last_entry > Some(lost));
+    let letters = leader.dead_letters();
+    let letter = &letters.list(1, None).await.unwrap()[0];
+    assert_eq!(letter.entry, lower);
+    world.settled(letters.replay(&letter.id).await.unwrap().unwrap()).await;
+    leader.store().load(10).await.unwrap();
+    leader.store().expire(now(), 10).await.unwrap();
+    let record = leader.store().get("lost").await.unwrap().unwrap();
+    leader.store().remove("lost", record.version).await.unwrap();
+    world.redis.follower_store().put(&crate::store::tests_of_every_store::record("other", 1), None).await.unwrap();
+    let ended = Record { phase: crate::task::Phase::Cancelled, ended_at: Some(now()), ..record };
+    leader.store().put(&Record { task_id: "ended".to_owned(), version: 1, ..ended }, None).await.unwrap();
+    let event = otto_proto::v1::WorkerEvent::default();
+    crate::worker_events::Sink::publish(&leader.worker_events(), &[Arc::new(event)]).await.unwrap();
+    reader.stop().await;
+    leader.owner().release().await;
+    let refused: Vec<redis::Value> = world.run("ACL LOG").await;
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+fn as_user(host: &str) -> Url {
+    format!("redis://otto:PASSWORD@{host}/0").parse().unwrap()
+}
+
+#[test]
+fn settings_that_lose_jobs_are_warned_about() {
+    assert_eq!(remarks("maxmemory_policy:noeviction\r\naof_enabled:1\r\n"), Vec::<String>::new());
+    for policy in ["volatile-ttl", "allkeys-lru"] {
+        let said = remarks(&format!("aof_enabled:1\r\nmaxmemory_policy:{policy}\r\n"));
+        assert!(said.len() == 1 && said[0].starts_with(&format!("maxmemory-policy is {policy}")), "{said:?}");
+    }
+    assert_eq!(remarks("aof_enabled:0").len(), 1);
 }
 
 /// Carries bytes to Redis and back; when told so, it cuts the connection instead of carrying the next answer back.
