@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use otto_log_store::{Health, Store};
 use otto_service::admin::{Admin, Readiness};
-use otto_service::auth::Policy;
+use otto_service::auth::{Policy, Scope};
 use otto_service::drain::Drain;
 use otto_service::grpc::{self, HealthReporter};
 use otto_service::web;
@@ -49,7 +49,7 @@ impl Bound {
         }
         let mut policy = settings.auth.policy(&[settings.grpc_addr, settings.http_addr])?;
         if let Some(path) = &settings.worker_token_file {
-            policy = policy.with_limited(path, "--worker-token-file", FOR_WORKERS)?;
+            policy = policy.with_limited(path, "--worker-token-file", Scope::Service(FOR_WORKERS))?;
         }
         let grpc = grpc::bind("--grpc-addr", settings.grpc_addr)?;
         let http = grpc::bind("--http-addr", settings.http_addr)?;

@@ -1,5 +1,5 @@
-//! Who may: one static bearer token, kept in a file, for every server and client; a server may know another one, which is
-//! good for one of its services alone ([`Policy::with_limited`]).
+//! Who may: one static bearer token, kept in a file, for every server and client; a server may know others, which are
+//! good for one thing alone ([`Scope`]).
 //!
 //! Invariant: a server that is reachable from other machines demands a token, unless it was told not to by
 //! `--insecure-no-auth`.
@@ -23,6 +23,11 @@ pub struct ServerAuth {
     /// each is accepted, the first is presented. Read again when it changes.
     #[arg(long, env = "OTTO_AUTH_TOKEN_FILE", value_name = "FILE")]
     pub auth_token_file: Option<PathBuf>,
+
+    /// File with a bearer token that is good for GET /metrics alone, for who collects them. Several lines: each is
+    /// accepted. Read again when it changes.
+    #[arg(long, env = "OTTO_METRICS_TOKEN_FILE", value_name = "FILE")]
+    pub metrics_token_file: Option<PathBuf>,
 
     /// Serve other machines without asking for a token: everyone who can reach the port may do everything.
     #[arg(long, env = "OTTO_INSECURE_NO_AUTH")]
@@ -75,15 +80,34 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Policy {
     token: Option<Arc<TokenFile>>,
-    limited: Option<Arc<Limited>>,
+    limited: Vec<Arc<Limited>>,
 }
 
-/// Tokens that are good for one service alone.
+/// Tokens that are good for one thing alone.
 #[derive(Debug)]
 struct Limited {
     token: TokenFile,
     flag: &'static str,
-    service: &'static str,
+    scope: Scope,
+}
+
+/// The one thing that a token is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// A gRPC service, by its full name, such as `ottoscaler.v1.LogStreamingService`; and reflection, which shows nothing but
+    /// the contract.
+    Service(&'static str),
+    /// Reading one path of an HTTP server, such as `/metrics`.
+    Path(&'static str),
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Scope::Service(name) => f.write_str(name),
+            Scope::Path(path) => write!(f, "GET {path}"),
+        }
+    }
 }
 
 /// What a token that was presented is good for.
@@ -91,16 +115,17 @@ struct Limited {
 pub enum Grant {
     /// Whatever the server has.
     Everything,
-    /// One gRPC service, by its full name.
-    Service {
-        /// Such as `ottoscaler.v1.LogStreamingService`.
-        name: &'static str,
+    /// One thing.
+    Only {
+        /// Which.
+        scope: Scope,
         /// Which flag says so.
         flag: &'static str,
     },
 }
 
 const AUTH_TOKEN_FILE: &str = "--auth-token-file";
+const METRICS_TOKEN_FILE: &str = "--metrics-token-file";
 
 /// Why a caller is not let in. The text is meant for the caller, and does not help guessing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,11 +141,11 @@ pub enum Denied {
     /// Another token.
     #[error("the bearer token is not valid here")]
     Wrong,
-    /// A token for another service.
-    #[error("this bearer token is good for {service} alone ({flag})")]
+    /// A token for something else.
+    #[error("this bearer token is good for {scope} alone ({flag})")]
     Elsewhere {
-        /// The one.
-        service: &'static str,
+        /// What it is good for.
+        scope: Scope,
         /// Which flag says so.
         flag: &'static str,
     },
@@ -137,7 +162,14 @@ impl ServerAuth {
             if self.insecure_no_auth {
                 tracing::warn!("--insecure-no-auth has no effect: a token is demanded, as --auth-token-file is given");
             }
-            return Ok(Policy { token: Some(Arc::new(TokenFile::open(path, AUTH_TOKEN_FILE)?)), limited: None });
+            let policy = Policy { token: Some(Arc::new(TokenFile::open(path, AUTH_TOKEN_FILE)?)), limited: Vec::new() };
+            return match &self.metrics_token_file {
+                Some(path) => policy.with_limited(path, METRICS_TOKEN_FILE, Scope::Path("/metrics")),
+                None => Ok(policy),
+            };
+        }
+        if self.metrics_token_file.is_some() {
+            tracing::warn!("--metrics-token-file has no effect: without --auth-token-file no token is demanded");
         }
         if let Some(address) = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
             if !self.insecure_no_auth {
@@ -167,16 +199,16 @@ impl ClientAuth {
 impl Policy {
     /// Lets everyone in.
     pub fn open() -> Self {
-        Policy { token: None, limited: None }
+        Policy { token: None, limited: Vec::new() }
     }
 
-    /// Also lets in who presents a token of the file `path`, given by `flag`, but only to the gRPC service of this full
-    /// name, and to reflection. Read again when it changes. Without effect where no token is demanded.
+    /// Also lets in who presents a token of the file `path`, given by `flag`, but only as far as `scope` says. Read again
+    /// when it changes. Without effect where no token is demanded.
     ///
     /// # Errors
     /// If the token file cannot be used.
-    pub fn with_limited(mut self, path: &Path, flag: &'static str, service: &'static str) -> Result<Self, Error> {
-        self.limited = Some(Arc::new(Limited { token: TokenFile::open(path, flag)?, flag, service }));
+    pub fn with_limited(mut self, path: &Path, flag: &'static str, scope: Scope) -> Result<Self, Error> {
+        self.limited.push(Arc::new(Limited { token: TokenFile::open(path, flag)?, flag, scope }));
         Ok(self)
     }
 
@@ -207,18 +239,18 @@ impl Policy {
         if self.token.as_ref().is_none_or(|token| token.accepts(presented)) {
             return Some(Grant::Everything);
         }
-        let limited = self.limited.as_ref().filter(|limited| limited.token.accepts(presented))?;
-        Some(Grant::Service { name: limited.service, flag: limited.flag })
+        let limited = self.limited.iter().find(|limited| limited.token.accepts(presented))?;
+        Some(Grant::Only { scope: limited.scope, flag: limited.flag })
     }
 
-    /// For [`crate::grpc::Server`]: UNAUTHENTICATED without a valid token, PERMISSION_DENIED with one for another service;
+    /// For [`crate::grpc::Server`]: UNAUTHENTICATED without a valid token, PERMISSION_DENIED with one for something else;
     /// `grpc.health.v1.Health` is exempt, because probes carry none.
     pub(crate) fn grpc_layer(&self) -> AuthLayer {
         AuthLayer::grpc(self.clone())
     }
 
-    /// For an axum router: 401 without a token that is good for everything; `exempt` paths need none. A path that ends in `/` stands for all
-    /// below it. Besides the header, requests that change nothing (GET, HEAD) may carry the token in the cookie
+    /// For an axum router: 401 without a token that is good for this; `exempt` paths need none. A path that ends in `/`
+    /// stands for all below it. Besides the header, requests that change nothing (GET, HEAD) may carry the token in the cookie
     /// [`COOKIE`], so that a page in a browser can follow an event stream.
     pub fn http_layer(&self, exempt: &[&str]) -> AuthLayer {
         AuthLayer::http(self.clone(), exempt)
@@ -230,7 +262,7 @@ mod tests {
     use super::*;
 
     fn server(token: Option<&std::path::Path>, insecure: bool) -> ServerAuth {
-        ServerAuth { auth_token_file: token.map(Into::into), insecure_no_auth: insecure }
+        ServerAuth { auth_token_file: token.map(Into::into), insecure_no_auth: insecure, ..ServerAuth::default() }
     }
 
     fn headers(value: &str) -> http::HeaderMap {
@@ -283,19 +315,20 @@ mod tests {
     }
 
     #[test]
-    fn a_limited_token_is_good_for_one_service() {
+    fn a_limited_token_is_good_for_one_thing() {
         let dir = tempfile::tempdir().unwrap();
         let (full, limited) = (dir.path().join("full"), dir.path().join("limited"));
         std::fs::write(&full, "s3cret\n").unwrap();
         std::fs::write(&limited, "weak\ns3cret\n").unwrap();
         let policy = server(Some(&full), false).policy(&[]).unwrap();
-        let policy = policy.with_limited(&limited, "--worker-token-file", "test.v1.Echo").unwrap();
-        let one = Grant::Service { name: "test.v1.Echo", flag: "--worker-token-file" };
+        let policy = policy.with_limited(&limited, "--worker-token-file", Scope::Service("test.v1.Echo")).unwrap();
+        let one = Grant::Only { scope: Scope::Service("test.v1.Echo"), flag: "--worker-token-file" };
         assert_eq!(policy.check(&headers("Bearer weak")), Ok(one));
         assert_eq!(policy.check(&headers("Bearer s3cret")), Ok(Grant::Everything), "in both files");
         assert_eq!(policy.check(&headers("Bearer other")), Err(Denied::Wrong));
 
-        let error = Policy::open().with_limited(&dir.path().join("missing"), "--worker-token-file", "x").unwrap_err();
+        let missing = dir.path().join("missing");
+        let error = Policy::open().with_limited(&missing, "--worker-token-file", Scope::Path("/x")).unwrap_err();
         assert!(error.to_string().contains("missing (--worker-token-file)"), "{error}");
     }
 }

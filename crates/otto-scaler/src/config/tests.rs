@@ -81,6 +81,9 @@ fn what_pods_need_is_asked_of_events() {
     let options = config.kubernetes();
     assert_eq!((options.worker_image.as_str(), options.worker_args), ("a", vec!["--spool-bytes=64MiB".to_owned()]));
 
+    let problem = parse(&["--worker-arg=--mask-env=A --mask-env=B"]).unwrap_err();
+    assert!(problem.contains("--worker-arg") && problem.contains("more than one flag"), "{problem}");
+
     std::fs::write(path, "spec: {restartPolicy: Always}").unwrap();
     let problem = format!("{:#}", parse(&args).unwrap().options().unwrap_err());
     assert!(problem.contains("--pod-template") && problem.contains("`spec.restartPolicy`"), "{problem}");

@@ -1,6 +1,6 @@
 //! The check as a tower layer, for gRPC and for HTTP.
 
-use super::{Denied, Grant, Policy};
+use super::{Denied, Grant, Policy, Scope};
 use futures::future::{Either, Ready, ready};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use std::sync::Arc;
@@ -52,10 +52,12 @@ impl Rules {
             },
             other => other,
         }?;
+        let path = request.uri().path();
         match granted {
             Grant::Everything => Ok(()),
-            Grant::Service { name, .. } if self.grpc && is_within(name, request.uri().path()) => Ok(()),
-            Grant::Service { name, flag } => Err(Denied::Elsewhere { service: name, flag }),
+            Grant::Only { scope: Scope::Service(name), .. } if self.grpc && is_within(name, path) => Ok(()),
+            Grant::Only { scope: Scope::Path(only), .. } if !self.grpc && reads && only == path => Ok(()),
+            Grant::Only { scope, flag } => Err(Denied::Elsewhere { scope, flag }),
         }
     }
 
@@ -164,9 +166,15 @@ mod tests {
         std::fs::write(file.path(), "s3cret").unwrap();
         let weak = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(weak.path(), "weak").unwrap();
-        let auth = ServerAuth { auth_token_file: Some(file.path().into()), insecure_no_auth: false };
-        let policy =
-            auth.policy(&[]).unwrap().with_limited(weak.path(), "--worker-token-file", "test.v1.Echo").unwrap();
+        let metrics = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(metrics.path(), "count").unwrap();
+        let auth = ServerAuth {
+            auth_token_file: Some(file.path().into()),
+            metrics_token_file: Some(metrics.path().into()),
+            insecure_no_auth: false,
+        };
+        let policy = auth.policy(&[]).unwrap();
+        let policy = policy.with_limited(weak.path(), "--worker-token-file", Scope::Service("test.v1.Echo")).unwrap();
         let layer = policy.http_layer(&["/livez", "/assets/"]);
         let router = axum::Router::new().fallback(get(async || "ok").post(async || "ok")).layer(layer);
         let mut request = Request::builder().method(method).uri(path);
@@ -194,6 +202,14 @@ mod tests {
             (Method::GET, "/api", &[("authorization", "Bearer weak")], 401),
             (Method::GET, "/test.v1.Echo/Echo", &[("authorization", "Bearer weak")], 401),
             (Method::GET, "/api", &[("cookie", "otto-token=weak")], 401),
+            // One that is good for one path.
+            (Method::GET, "/metrics", &[("authorization", "Bearer count")], 200),
+            (Method::HEAD, "/metrics", &[("authorization", "Bearer count")], 200),
+            (Method::POST, "/metrics", &[("authorization", "Bearer count")], 401),
+            (Method::GET, "/metrics/", &[("authorization", "Bearer count")], 401),
+            (Method::GET, "/api", &[("authorization", "Bearer count")], 401),
+            (Method::GET, "/metrics", &[("authorization", "Bearer weak")], 401),
+            (Method::GET, "/metrics", &[], 401),
             (Method::GET, "/livez", &[], 200),
             (Method::GET, "/livez/x", &[], 401),
             (Method::GET, "/assets/app.js", &[], 200),

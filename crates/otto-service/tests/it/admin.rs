@@ -24,7 +24,7 @@ async fn get(address: SocketAddr, path: &str, header: &str) -> String {
 async fn metrics_need_the_token_and_probes_do_not() {
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), "s3cret").unwrap();
-    let auth = ServerAuth { auth_token_file: Some(token.path().into()), insecure_no_auth: false };
+    let auth = ServerAuth { auth_token_file: Some(token.path().into()), ..ServerAuth::default() };
     let drain = Drain::new();
     let admin = Admin::new("1.2.3", drain.clone()).with_policy(auth.policy(&[]).unwrap());
     let readiness = admin.readiness("redis");

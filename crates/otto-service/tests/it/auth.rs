@@ -2,7 +2,7 @@
 
 use crate::echo::{call, start_with};
 use crate::wait::until;
-use otto_service::auth::{ClientAuth, ServerAuth};
+use otto_service::auth::{ClientAuth, Scope, ServerAuth};
 use otto_service::client::Channel;
 use otto_service::grpc::Limits;
 use std::path::Path;
@@ -25,7 +25,7 @@ async fn only_the_right_token_is_let_in_and_probes_need_none() {
     let (right, wrong) = (dir.path().join("right"), dir.path().join("wrong"));
     std::fs::write(&right, "s3cret\n").unwrap();
     std::fs::write(&wrong, "guess\n").unwrap();
-    let auth = ServerAuth { auth_token_file: Some(right.clone()), insecure_no_auth: false };
+    let auth = ServerAuth { auth_token_file: Some(right.clone()), ..ServerAuth::default() };
     let server = start_with(Limits::default(), auth.policy(&[]).unwrap(), |server| server);
 
     let without = server.channel();
@@ -50,10 +50,10 @@ async fn a_limited_token_opens_its_service_and_reflection() {
     let (full, weak) = (dir.path().join("full"), dir.path().join("weak"));
     std::fs::write(&full, "s3cret\n").unwrap();
     std::fs::write(&weak, "weak\n").unwrap();
-    let auth = ServerAuth { auth_token_file: Some(full), insecure_no_auth: false };
+    let auth = ServerAuth { auth_token_file: Some(full), ..ServerAuth::default() };
     let policy = auth.policy(&[]).unwrap();
     for (service, opens) in [(crate::echo::NAME, true), ("test.v1.Other", false)] {
-        let policy = policy.clone().with_limited(&weak, "--worker-token-file", service).unwrap();
+        let policy = policy.clone().with_limited(&weak, "--worker-token-file", Scope::Service(service)).unwrap();
         let server = start_with(Limits::default(), policy, |server| server);
         let channel = server.channel_with(&client(&weak));
         match echo(&channel).await {
@@ -77,7 +77,7 @@ async fn tokens_are_exchanged_without_a_restart_and_without_a_gap() {
     let (servers, clients) = (dir.path().join("servers"), dir.path().join("clients"));
     std::fs::write(&servers, "old\n").unwrap();
     std::fs::write(&clients, "old\n").unwrap();
-    let auth = ServerAuth { auth_token_file: Some(servers.clone()), insecure_no_auth: false };
+    let auth = ServerAuth { auth_token_file: Some(servers.clone()), ..ServerAuth::default() };
     let server = start_with(Limits::default(), auth.policy(&[]).unwrap(), |server| server);
     let channel = server.channel_with(&client(&clients));
     echo(&channel).await.unwrap();

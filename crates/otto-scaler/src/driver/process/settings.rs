@@ -9,14 +9,27 @@ use rustix::fs::{Access, access};
 
 /// Flatten it into the scaler's settings.
 #[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Driver process")]
+#[command(next_help_heading = "Workers")]
 pub(crate) struct Settings {
-    /// A further flag for every otto-worker, such as --worker-arg=--spool-bytes=64MiB; may be repeated.
-    #[arg(long, env = "OTTO_WORKER_ARG", value_name = "FLAG", allow_hyphen_values = true)]
+    /// A further flag for every otto-worker, such as --worker-arg=--spool-bytes=64MiB; may be repeated. The variable holds
+    /// one a line.
+    #[arg(long, env = "OTTO_WORKER_ARG", value_name = "FLAG", allow_hyphen_values = true, value_parser = one_word)]
     pub(crate) worker_arg: Vec<String>,
     /// Output of an ended worker that the log server does not take is kept so long.
     #[arg(long, env = "OTTO_DRAIN_LIMIT", value_name = "TIME", default_value = "1d", value_parser = parse_duration)]
     pub(crate) drain_limit: Duration,
+}
+
+/// A word of a command line. Two flags in one word would be a value of the first, and the second one without effect.
+fn one_word(text: &str) -> Result<String, String> {
+    if text.split_whitespace().skip(1).any(|word| word.starts_with("--")) {
+        return Err(
+            "this is more than one flag (accepted: one each time; in the variable, one a line; in the file of \
+                    --config, a list)"
+                .to_owned(),
+        );
+    }
+    Ok(text.to_owned())
 }
 
 /// The absolute path of a program that can be executed. A name without `/` is looked for in PATH.
