@@ -172,12 +172,24 @@ async fn templates_of_manual_and_manifests_are_taken() {
         let account = json!({"metadata": {"name": name}});
         namespace.create::<k8s_openapi::api::core::v1::ServiceAccount>(account).await.unwrap();
     }
-    let blocks: Vec<&str> =
-        MANUAL.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
-    assert_eq!(blocks.len(), 5);
-    for template in blocks.into_iter().chain([MANIFEST]) {
+    // As the manifests have it.
+    namespace.label(json!({"pod-security.kubernetes.io/enforce": "baseline"})).await.unwrap();
+    namespace.refuses_pods().await;
+    let blocks = MANUAL.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    // Not one of variables.
+    let templates: Vec<&str> = blocks.filter(|block| !block.starts_with("- name: OTTO_")).collect();
+    assert_eq!(templates.len(), 5);
+    let (privileged, within): (Vec<_>, Vec<_>) = templates.into_iter().partition(|block| block.contains("privileged"));
+    for template in within.into_iter().chain([MANIFEST]) {
         assert_eq!(said(&namespace, template).await, "", "{template}");
     }
+    // The page says what that one needs.
+    let [builder] = privileged[..] else { panic!("{privileged:?}") };
+    let problem = said(&namespace, builder).await;
+    assert!(problem.contains("baseline") && problem.contains("class `builder`"), "{problem}");
+    namespace.label(json!({"pod-security.kubernetes.io/enforce": "privileged"})).await.unwrap();
+    otto_testkit::eventually("it is taken", || async { said(&namespace, builder).await.is_empty().then_some(()) })
+        .await;
     let gpu = maker(MANUAL.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap());
     let mut launch = launch();
     Arc::make_mut(&mut launch.spec).resource_class = "gpu".into();
