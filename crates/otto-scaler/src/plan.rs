@@ -417,6 +417,8 @@ fn ended(plan: &mut Plan, key: Attempt, fact: &Fact, keep: Millis, now: Millis) 
     if fact.busy {
         return;
     }
+    // Nobody needs a witness of a job that never began, and what is left of it keeps its node from others.
+    let keep = if fact.lingers && fact.started_at.is_none() { 0 } else { keep };
     let due = fact.ended_since.map(|since| since + keep);
     match fact.hold.max(due).filter(|at| *at > now) {
         Some(at) => plan.wake_at(at),

@@ -35,7 +35,7 @@ pub(super) struct Life {
     pub(super) started_at: Option<Millis>,
     /// The agent's container has ended: nothing more will be sent.
     pub(super) drained: bool,
-    /// The job has ended, and its Pod has not: it keeps what was set aside for it. Not one whose job could not be started.
+    /// The job has ended, and its Pod has not: it keeps what was set aside for it.
     pub(super) lingers: bool,
     /// Nobody may ever tell how it ends.
     pub(super) trouble: Option<Trouble>,
@@ -56,7 +56,7 @@ pub(super) fn classify(pod: &SeenPod, deleted: bool) -> Life {
     let agent_waits = look.agent().is_some_and(runs) && !look.job_end().is_some_and(end::never_started);
     let drained = over || (matches!(state, State::Ended { .. }) && !agent_waits);
     let ended = matches!(state, State::Ended { .. });
-    let lingers = ended && !over && !look.job_end().is_some_and(end::never_started);
+    let lingers = ended && !over;
     let lives = matches!(state, State::Created { .. } | State::Running);
     let trouble = lives.then(|| unheard::trouble(&look)).flatten();
     Life { state, started_at: look.job_began(), drained, lingers, trouble }
@@ -146,7 +146,9 @@ impl<'a> Look<'a> {
     /// The job was ended from outside, and so may the Pod have been. Why, the kubelet says with the Pod's end, and that is
     /// told after the end of its last container, in an update of its own (`mergePodStatus`, `pkg/kubelet/status`).
     fn reason_follows(&self, end: &SeenTerminated) -> bool {
-        let whole = !self.init_containers.iter().chain(self.containers).any(runs);
+        // One that waits, a sidecar whose image is not there, may wait for ever: nothing follows from that.
+        let over = |container: &SeenContainer| container.state.as_ref().is_some_and(|state| state.terminated.is_some());
+        let whole = self.containers.iter().all(over) && !self.init_containers.iter().any(runs);
         whole && !self.is_deleted() && end::by_others(end) && cause::cause(self).is_none()
     }
 

@@ -210,7 +210,7 @@ fn job_flags(pod: &mut Vec<u8>, shape: &Shape, launch: &Launch) {
 }
 
 /// Environment of the job's container: ours first, if the template's variables or hooks use it, then the template's, then
-/// the event's, which win.
+/// the event's. Those of both have the event's value at the template's place, for what refers to them after it.
 fn job_env(pod: &mut Vec<u8>, shape: &Shape, launch: &Launch, name: &str) {
     let Launch { key, spec, traceparent } = launch;
     if shape.env.named_by_template {
@@ -223,8 +223,8 @@ fn job_env(pod: &mut Vec<u8>, shape: &Shape, launch: &Launch, name: &str) {
         }
     }
     let ours = |name: &str| name.starts_with("OTTO_") || (name == "TRACEPARENT" && traceparent.is_some());
-    shape.env.write(pod, |name| !ours(name) && spec.env.contains_key(name));
-    let event = spec.env.iter().filter(|(name, _)| !ours(name));
+    shape.env.write(pod, |name| spec.env.get(name).filter(|_| !ours(name)).map(String::as_str));
+    let event = spec.env.iter().filter(|(name, _)| !ours(name) && !shape.env.has(name));
     event.for_each(|(name, value)| variable(pod, &[name], value));
 }
 

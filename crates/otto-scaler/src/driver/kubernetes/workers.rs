@@ -11,10 +11,11 @@ use tokio::sync::{Notify, oneshot};
 
 use super::calls::Spoilt;
 use super::classify::{Life, classify};
+use super::events::Learnt;
 use super::now;
 use super::pod::key_of;
 use super::seen::SeenPod;
-use crate::driver::{Observed, State, Waiting, WorkerKey, name};
+use crate::driver::{Observed, State, WorkerKey, name};
 use crate::task::Millis;
 
 /// A Pod that says nothing about why its job does not begin is looked into after this.
@@ -44,14 +45,14 @@ struct Known {
 struct Quiet {
     look_at: Instant,
     looks: u32,
-    /// What was found out.
-    why: Option<Waiting>,
+    learnt: Learnt,
 }
 
 impl Known {
     fn observed(&self, key: &WorkerKey) -> Observed {
-        let state = match (&self.life.state, self.quiet.as_ref().and_then(|quiet| quiet.why.as_ref())) {
-            (state, Some(why)) if says_nothing(state) => State::Created { waiting: Some(why.clone()) },
+        let state = match (&self.life.state, self.quiet.as_ref().map(|quiet| &quiet.learnt)) {
+            (state, Some(Learnt::Trouble(why))) if says_nothing(state) => State::Created { waiting: Some(why.clone()) },
+            (state, Some(Learnt::OnItsWay)) if says_nothing(state) => State::Created { waiting: None },
             (state, _) => state.clone(),
         };
         Observed {
@@ -292,15 +293,15 @@ impl Workers {
     }
 
     /// What was found out about it.
-    pub(super) fn explain(&self, key: &WorkerKey, uid: &str, why: Option<Waiting>) {
+    pub(super) fn explain(&self, key: &WorkerKey, uid: &str, learnt: Learnt) {
         let mut guard = self.inner();
         let inner = &mut *guard;
         let Some(known) = inner.known.get_mut(key).filter(|known| &*known.uid == uid) else { return };
         let Some(quiet) = &mut known.quiet else { return };
-        if quiet.why == why {
+        if quiet.learnt == learnt {
             return;
         }
-        quiet.why = why;
+        quiet.learnt = learnt;
         let observed = known.observed(key);
         inner.tell(observed);
         drop(guard);
@@ -338,7 +339,7 @@ impl Inner {
             }
         }
         let quiet = says_nothing(&life.state).then(|| {
-            let fresh = || Quiet { look_at: Instant::now() + QUIET, looks: 0, why: None };
+            let fresh = || Quiet { look_at: Instant::now() + QUIET, looks: 0, learnt: Learnt::Nothing };
             // What was found out holds as long as nothing goes on.
             let same = self.known.get_mut(key).filter(|before| &*before.uid == uid && before.life.state == life.state);
             same.and_then(|before| before.quiet.take()).unwrap_or_else(fresh)

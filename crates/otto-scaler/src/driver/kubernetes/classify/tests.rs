@@ -53,7 +53,7 @@ const RECORDED: &[(&str, bool, &str)] = &[
     (
         "setting-up",
         false,
-        "waiting ~volume: waits for its volumes and its network on node node-1; the Pod's events say more",
+        "waiting ~volume: waits for its volumes, its network or its images on node node-1; the Pod's events say more",
     ),
     ("running", false, "running+"),
     ("exited", false, "ended+. exited 3: the job ended with exit code 3"),
@@ -166,7 +166,7 @@ const RECORDED: &[(&str, bool, &str)] = &[
     (
         "volume-secret",
         false,
-        "waiting ~volume: waits for its volumes and its network on node node-1; the Pod's events say more",
+        "waiting ~volume: waits for its volumes, its network or its images on node node-1; the Pod's events say more",
     ),
     (
         "out-of-cpu",
@@ -360,6 +360,36 @@ fn what_happens_to_pods_that_were_made_up() {
                 "containerStatuses": [{"name": "job", "state": {"waiting": {"reason": "PodInitializing"}}}]}}),
             false,
             "waiting ~infrastructure: waits for init containers of the Pod template to be done: prepare",
+        ),
+        // One whose image is being pulled.
+        (
+            json!({"spec": {"nodeName": "n"}, "status": {"phase": "Pending",
+                "conditions": [{"type": "Initialized", "status": "False", "reason": "ContainersNotInitialized",
+                    "message": "containers with incomplete status: [fetch]"}],
+                "initContainerStatuses": [{"name": "db", "state": running()},
+                    {"name": "fetch", "state": {"waiting": {"reason": "PodInitializing"}}}],
+                "containerStatuses": [{"name": "job", "state": {"waiting": {"reason": "PodInitializing"}}}]}}),
+            false,
+            "created",
+        ),
+        // It has `volume` in its name.
+        (
+            worker(
+                json!({"phase": "Pending"}),
+                waits("CreateContainerConfigError", "secret \"build-volume\" not found"),
+                running(),
+            ),
+            false,
+            "waiting config: the job's container cannot be configured: secret \"build-volume\" not found",
+        ),
+        // A sidecar that never comes is not waited for.
+        (
+            json!({"spec": {"nodeName": "n"}, "status": {"phase": "Pending", "containerStatuses": [
+                {"name": "otto", "state": terminated(0, "Completed", "")},
+                {"name": "job", "state": terminated(137, "Error", "")},
+                {"name": "proxy", "state": waits("ImagePullBackOff", "")}]}}),
+            false,
+            "ended+. agent_lost 137/9: nobody knows how the job ended: its agent was killed by signal 9 (SIGKILL)",
         ),
         // Told by the kubelet.
         (
@@ -831,7 +861,7 @@ fn a_node_that_cannot_be_reached_is_told() {
     assert_eq!(trouble(made(gone)), Some((stays, 0)));
     // Nobody can know before its grace is over.
     let stays = format!(
-        "its Pod is to go, its grace period is over, and it is still there: node node-2 cannot be reached, perhaps; {rest}"
+        "its Pod is to go, its grace period is over, and it is still there: node node-2 pulls an image (the Pod goes when that is done) or cannot be reached; {rest}"
     );
     assert_eq!(trouble(recorded("node-unreachable")), Some((stays, 33_000)));
     for (name, deleted, _) in RECORDED.iter().filter(|(name, ..)| !["node-unreachable", "evicting"].contains(name)) {

@@ -18,10 +18,22 @@ pub(super) fn trouble(look: &Look<'_>) -> Option<Trouble> {
             format!("{node} is not ready or cannot be reached; the job may run on there, and counts as running");
         return unheard.then(|| Trouble { outcome: outcome(Class::NodeLost, message), lasts: 0 });
     }
-    let why = match unheard {
-        true => format!("{node} is not ready or cannot be reached, and so its Pod, which is to go, is still there"),
-        false => format!(
+    // A kubelet that pulls an image goes on with that, whatever becomes of the Pod
+    // (<https://github.com/kubernetes/kubernetes/issues/125050>).
+    let began = look.containers.iter().any(|container| {
+        let states = [&container.state, &container.last_state];
+        states.into_iter().flatten().any(|state| state.running.is_some() || state.terminated.is_some())
+    });
+    let why = match (unheard, began) {
+        (true, _) => {
+            format!("{node} is not ready or cannot be reached, and so its Pod, which is to go, is still there")
+        }
+        (false, true) => format!(
             "its Pod is to go, its grace period is over, and it is still there: {node} cannot be reached, perhaps"
+        ),
+        (false, false) => format!(
+            "its Pod is to go, its grace period is over, and it is still there: {node} pulls an image (the Pod goes when that is \
+             done) or cannot be reached"
         ),
     };
     let message = format!(

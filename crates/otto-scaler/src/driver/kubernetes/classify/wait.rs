@@ -57,15 +57,22 @@ pub(super) fn waiting(look: &Look<'_>) -> Option<Waiting> {
         let message = "not scheduled: no scheduler has looked at it".to_owned();
         return Some(usual(Class::Unschedulable, message));
     };
-    // The kubelet mounts volumes and sets up the network before it starts any container, and says of neither in the Pod.
+    // The kubelet mounts volumes, sets up the network, pulls images and starts containers before it says of any of these in the
+    // Pod (<https://github.com/kubernetes/kubernetes/pull/134660>): events tell.
     if let Some(("False", ..)) = look.condition("PodReadyToStartContainers") {
-        let message = format!("waits for its volumes and its network on node {node}; the Pod's events say more");
+        let message =
+            format!("waits for its volumes, its network or its images on node {node}; the Pod's events say more");
         return Some(usual(Class::Volume, message));
     }
     // Init containers run, one after the other; one that never ends would be waited for without a word.
     let Some(("False", "ContainersNotInitialized", message, _)) = look.condition("Initialized") else { return None };
     let names = message.split_once("incomplete status: [").and_then(|(_, names)| names.split_once(']'));
     let names = names.map_or(message, |(names, _)| names);
+    // Whose turn it is does not run: its image is being pulled.
+    let turn = look.init_containers.iter().find(|container| names.split_whitespace().next() == Some(&container.name));
+    if turn.is_some_and(|container| container.state.as_ref().is_some_and(|state| state.waiting.is_some())) {
+        return None;
+    }
     Some(usual(Class::Infrastructure, with("waits for init containers of the Pod template to be done", names)))
 }
 
@@ -77,6 +84,7 @@ pub(in crate::driver::kubernetes) fn told_by_event(reason: &str, message: &str) 
         "FailedCreatePodSandBox" | "FailedPodSandBoxStatus" | "NetworkNotReady" => {
             "its network cannot be set up".to_owned()
         }
+        "FailedPrepareDynamicResources" => "its resource claims cannot be prepared".to_owned(),
         other => steady(other),
     };
     with(&what, message)
@@ -126,8 +134,9 @@ pub(super) fn trouble(look: &Look<'_>, container: &SeenContainer, whose: Whose) 
             hopeless(image_class(whose, true), message)
         }
         "CreateContainerConfigError" => {
-            let class =
-                if message.contains("subPath") || message.contains("volume") { Class::Volume } else { Class::Config };
+            // Not whatever has `volume` in its name.
+            let of_volume = ["subPath", "volumeMount", "cannot find volume"].iter().any(|text| message.contains(text));
+            let class = if of_volume { Class::Volume } else { Class::Config };
             let message = without_pod(message);
             let text = with(&format!("{name} cannot be configured"), message);
             // It says so of image and Pod alone: neither changes.

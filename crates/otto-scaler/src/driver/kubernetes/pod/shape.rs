@@ -309,6 +309,7 @@ impl Shape {
         prepend(&mut agent, "env", env);
         prepend(&mut agent, "volumeMounts", mounts.clone());
         same_as_pod(&mut agent, spec);
+        disk_of_its_own(&mut agent, &job, size);
 
         job.insert("image".into(), slot("image"));
         job.insert("command".into(), json!([format!("{program}/otto-worker")]));
@@ -396,7 +397,7 @@ impl Env {
             }
         }
         let mut all = vec![b'['];
-        env.write_all(&mut all, |_| false);
+        env.write_all(&mut all, |_| None);
         env.all = all.split_off(1);
         env
     }
@@ -406,21 +407,29 @@ impl Env {
         self.variables.push((name, variable.to_string().into_bytes()));
     }
 
-    /// Adds them to an array, without those that the event sets itself.
-    pub(super) fn write(&self, json: &mut Vec<u8>, by_event: impl Fn(&str) -> bool) {
-        if self.variables.iter().any(|(name, _)| by_event(name)) {
+    /// Adds them to an array, each with the event's value if it has one.
+    pub(super) fn write<'e>(&self, json: &mut Vec<u8>, by_event: impl Fn(&str) -> Option<&'e str>) {
+        if self.variables.iter().any(|(name, _)| by_event(name).is_some()) {
             return self.write_all(json, by_event);
         }
         splice(json, &self.all);
     }
 
-    fn write_all(&self, json: &mut Vec<u8>, by_event: impl Fn(&str) -> bool) {
-        for (_, variable) in self.variables.iter().filter(|(name, _)| !by_event(name)) {
-            splice(json, variable);
+    fn write_all<'e>(&self, json: &mut Vec<u8>, by_event: impl Fn(&str) -> Option<&'e str>) {
+        for (name, written) in &self.variables {
+            match by_event(name) {
+                Some(value) => variable(json, &[name], value),
+                None => splice(json, written),
+            }
         }
         // The agent removes these from the job's environment, and takes no others for itself.
-        let agent: Vec<&str> = self.agent.iter().map(String::as_str).filter(|name| !by_event(name)).collect();
+        let agent: Vec<&str> = self.agent.iter().map(String::as_str).filter(|name| by_event(name).is_none()).collect();
         variable(json, &[AGENT_ENV], &agent.join(","));
+    }
+
+    /// One of them has this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.variables.iter().any(|(own, _)| own == name)
     }
 }
 
@@ -432,6 +441,25 @@ fn same_as_pod(container: &mut Map<String, Value>, spec: &Map<String, Value>) {
         && let Some(Value::Object(context)) = container.get_mut("securityContext")
     {
         context.remove("seccompProfile");
+    }
+}
+
+/// A limit of disk holds for the Pod as a whole: for the sum of its containers' limits, volumes such as ours included
+/// (`podEphemeralStorageLimitEviction`, `pkg/kubelet/eviction` of Kubernetes). Where the job has one, the agent's spool must not
+/// use it up. Where it has none, the agent's would be the Pod's.
+fn disk_of_its_own(agent: &mut Map<String, Value>, job: &Map<String, Value>, mebibytes: u64) {
+    const DISK: &str = "ephemeral-storage";
+    let limit = |container: &Map<String, Value>| container.get("resources")?.get("limits")?.get(DISK).cloned();
+    if limit(job).is_none() || limit(agent).is_some() {
+        return;
+    }
+    let Some(resources) = agent.entry("resources").or_insert_with(|| json!({})).as_object_mut() else { return };
+    for (field, amount) in [("limits", format!("{mebibytes}Mi")), ("requests", "0".to_owned())] {
+        let amounts = resources.entry(field).or_insert_with(|| json!({}));
+        // What is not said of a request would be the limit.
+        if let Some(amounts) = amounts.as_object_mut() {
+            amounts.entry(DISK).or_insert_with(|| json!(amount));
+        }
     }
 }
 

@@ -226,6 +226,11 @@ classes:
     assert_eq!(of("B"), [&json!({"name": "B", "value": "$(OTTO_JOB_INDEX)"})]);
     let at = |name: &str| env.iter().position(|one| one["name"] == name).unwrap();
     assert!(at("OTTO_JOB_INDEX") < at("B"));
+    // What refers to a variable after it gets the event's value of it.
+    let base = "spec: {containers: [{name: job, env: [{name: A, value: x}, {name: PATH_OF_A, value: $(A)/y}]}]}";
+    let env = pod_of(&self::maker(base), &launch())["spec"]["containers"][1]["env"].clone();
+    let place = env.as_array().unwrap().iter().position(|one| one["name"] == "A").unwrap();
+    assert_eq!((&env[place]["value"], &env[place + 1]["value"]), (&json!("a$$b"), &json!("$(A)/y")), "{env}");
     let told =
         ["TASK_ID", "WORKER_ID", "INDEX", "ATTEMPT", "REPOSITORY", "COMMIT_SHA", "TRIGGERED_BY", "REASON", "TIMESTAMP"];
     assert!(told.iter().all(|name| of(&format!("OTTO_JOB_{name}")).len() == 1), "{env:?}");
@@ -554,4 +559,21 @@ proptest! {
         ];
         prop_assert!(told.iter().all(|word| args[..at].contains(word)), "{args:?}");
     }
+}
+
+/// The limit of one container is that of the whole Pod, the agent's volume included.
+#[test]
+fn a_limit_of_disk_is_the_jobs_own() {
+    let resources = |template: &str| pod_of(&maker(template), &launch())["spec"]["containers"][0]["resources"].clone();
+    let job = |limits: &str| format!("{{name: job, resources: {{limits: {limits}}}}}");
+    let none = resources(&format!("spec: {{containers: [{}]}}", job("{memory: 1Gi}")));
+    assert!(!none.to_string().contains("ephemeral-storage"), "{none}");
+    let limited = resources(&format!("spec: {{containers: [{}]}}", job("{ephemeral-storage: 512Mi}")));
+    assert_eq!(limited["limits"]["ephemeral-storage"], "1152Mi");
+    assert_eq!(limited["requests"]["ephemeral-storage"], "0");
+    assert_eq!(limited["limits"]["memory"], "128Mi");
+    let otto = "{name: otto, resources: {limits: {ephemeral-storage: 2Gi}}}";
+    let own = resources(&format!("spec: {{containers: [{}, {otto}]}}", job("{ephemeral-storage: 512Mi}")));
+    assert_eq!(own["limits"]["ephemeral-storage"], "2Gi");
+    assert_eq!(own["requests"].get("ephemeral-storage"), None);
 }

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::driver::Waiting;
 use crate::driver::kubernetes::names::{
     ATTEMPT_LABEL, INDEX_LABEL, JOB_CONTAINER, MANAGED_BY_LABEL, NAME_LABEL, TASK_ANNOTATION,
 };
@@ -195,9 +196,9 @@ fn a_silent_pod_is_looked_into_now_and_then() {
         hopeless: false,
         usual: false,
     };
-    workers.explain(&key(0), "other", Some(why.clone()));
+    workers.explain(&key(0), "other", Learnt::Trouble(why.clone()));
     assert_eq!(news(&workers), []);
-    workers.explain(&key(0), "a", Some(why.clone()));
+    workers.explain(&key(0), "a", Learnt::Trouble(why.clone()));
     assert_eq!(news(&workers), [(0, State::Created { waiting: Some(why.clone()) })]);
     // Still silent: what was found out stays.
     workers.applied(&pod(0, "a", creating()));
@@ -223,8 +224,12 @@ fn what_was_found_out_is_forgotten_when_it_goes_on() {
     };
     workers.applied(&setting_up("False"));
     let why = Outcome { class: Class::Volume, exit_code: None, signal: None, message: "no volume".to_owned() };
-    workers.explain(&key(0), "a", Some(Waiting { outcome: why.clone(), hopeless: false, usual: false }));
+    let why_not = Waiting { outcome: why.clone(), hopeless: false, usual: false };
+    workers.explain(&key(0), "a", Learnt::Trouble(why_not));
     assert!(matches!(&states(&workers)[..], [State::Created { waiting: Some(waiting) }] if waiting.outcome == why));
+    // One whose image is being pulled shows the same; that is no wait.
+    workers.explain(&key(0), "a", Learnt::OnItsWay);
+    assert_eq!(states(&workers), [State::Created { waiting: None }]);
     // The volume has come.
     workers.applied(&setting_up("True"));
     assert_eq!(states(&workers), [State::Created { waiting: None }]);
