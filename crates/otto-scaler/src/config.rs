@@ -278,6 +278,13 @@ impl Config {
              witnesses of what ran, should records be lost; --max-ended limits how many there are)",
             self.limits.keep_ended
         );
+        anyhow::ensure!(
+            self.limits.record_retention > self.limits.keep_ended,
+            "--record-retention ({:?}) is not longer than --keep-ended ({:?}): what is left of a worker would be taken for that of \
+             a later task of the same name",
+            self.limits.record_retention,
+            self.limits.keep_ended
+        );
         let timeout = work.default_timeout;
         let timeout_seconds = u32::try_from(timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0))
             .context("--default-timeout is too long; accepted: at most 4294967295s")?;

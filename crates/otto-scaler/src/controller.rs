@@ -58,7 +58,7 @@ const UNDER_WAY: usize = 1_024;
 /// When the scaler ends, calls to the task store are given so long, or as long as those to the driver.
 const STORE_ENDS: Duration = Duration::from_secs(1);
 /// Records of ended tasks held in memory; older ones are read from the store when asked for.
-pub(crate) const ENDED_HELD: usize = 10_000;
+pub(crate) const ENDED_HELD: usize = if cfg!(test) { 100 } else { 10_000 };
 
 /// What came of an event.
 #[derive(Clone, Debug)]
@@ -224,6 +224,8 @@ pub(crate) struct Controller {
     tasks: HashMap<String, Task>,
     /// Ended tasks that are held, oldest end first.
     ended: BTreeSet<(Millis, String)>,
+    /// How far the last look for one that can be forgotten went.
+    evicted_to: Option<(Millis, String)>,
     /// Ended attempts that the driver keeps, oldest end first.
     remains: BTreeSet<(Millis, String, u32, u32)>,
     /// There are too many, and some go soon.
@@ -283,6 +285,7 @@ pub(crate) fn new(
         stop,
         tasks: HashMap::new(),
         ended: BTreeSet::new(),
+        evicted_to: None,
         remains: BTreeSet::new(),
         shortening: false,
         doors: Doors::default(),

@@ -105,6 +105,15 @@ pub(crate) enum DriverError {
     },
 }
 
+/// What came of a removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// Nothing is left.
+    Gone,
+    /// It was accepted, and something is still there.
+    Leaving,
+}
+
 /// A place where workers run. Every call may be repeated after a crash: the name makes it the same worker.
 pub(crate) trait Driver: Send + Sync + 'static {
     /// For logs and messages: `process`, `kubernetes`.
@@ -123,7 +132,7 @@ pub(crate) trait Driver: Send + Sync + 'static {
     fn stop<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>>;
 
     /// Removes what is left of an ended worker whose log is drained.
-    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>>;
+    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<Removal>>;
 
     /// Every change from now on, sent into `changes`; called once, before `list`.
     fn watch(&self, changes: mpsc::Sender<Observed>) -> anyhow::Result<()>;

@@ -77,6 +77,8 @@ pub(crate) struct Metrics {
     pub(crate) api_requests: ApiRequests,
     /// Worker events that did not fit the queue of a sink (they are derived from the records again later).
     pub(crate) worker_events_overflowed: Family<SinkLabel, Counter>,
+    /// Worker events that a sink will never take.
+    pub(crate) worker_events_refused: Family<SinkLabel, Counter>,
     /// Worker events taken by a sink.
     pub(crate) worker_events_sent: Family<SinkLabel, Counter>,
 }
@@ -96,6 +98,7 @@ impl Default for Metrics {
             store_errors: Counter::default(),
             api_requests: ApiRequests::default(),
             worker_events_overflowed: Family::default(),
+            worker_events_refused: Family::default(),
             worker_events_sent: Family::default(),
         }
     }
@@ -138,6 +141,11 @@ impl Metrics {
             "worker_events_overflowed",
             "Worker events that did not fit a sink's queue",
             self.worker_events_overflowed.clone(),
+        );
+        registry.register(
+            "worker_events_refused",
+            "Worker events that a sink refuses; they are left out",
+            self.worker_events_refused.clone(),
         );
         registry.register("worker_events_sent", "Worker events taken by a sink", self.worker_events_sent.clone());
     }

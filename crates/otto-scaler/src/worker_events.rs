@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use otto_proto::v1::WorkerEvent;
 use otto_proto::v1::worker_event::Type;
 use otto_service::client::Backoff;
+use prost::Message as _;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,12 +28,16 @@ pub(crate) mod log_server;
 
 use derive::Teller;
 
-/// Events a sink may lag behind.
+/// Events a sink may lag behind,
 const QUEUE: usize = 16_384;
+/// and their bytes.
+const QUEUE_BYTES: usize = 32 << 20;
 /// Events a watcher may lag behind before it skips.
 const WATCHERS: usize = 4_096;
 /// Events given to a sink at once; the log server's maximum.
 const BATCH: usize = 1_000;
+/// Bytes given to a sink at once, unless one event has more: servers take messages of at least four times as many.
+const BATCH_BYTES: usize = 1 << 20;
 /// Between two batches: in a burst, many small ones would cost more than what is in them.
 const APART: Duration = Duration::from_millis(10);
 
@@ -41,8 +46,20 @@ pub(crate) trait Sink: Send + Sync + 'static {
     /// For logs and metrics: `log_server`, `redis`.
     fn name(&self) -> &'static str;
 
-    /// Takes all of `events` (at most 1,000) or fails; after a failure the same ones come again, with backoff.
-    fn publish<'a>(&'a self, events: &'a [Arc<WorkerEvent>]) -> BoxFuture<'a, anyhow::Result<()>>;
+    /// Takes all of `events` (at most 1,000) or fails; after a failure the same ones come again, with backoff, or, if they
+    /// are refused, in smaller parts.
+    fn publish<'a>(&'a self, events: &'a [Arc<WorkerEvent>]) -> BoxFuture<'a, Result<(), NotTaken>>;
+}
+
+/// Why a sink did not take events.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotTaken {
+    /// It may take them later.
+    #[error("{0:#}")]
+    Away(anyhow::Error),
+    /// It would say the same of the same events again: it does not like one of them, or they are too many together.
+    #[error("{0:#}")]
+    Refused(anyhow::Error),
 }
 
 /// Cheap handle; never blocks.
@@ -91,37 +108,71 @@ impl Publisher {
 #[derive(Debug)]
 struct Queue {
     sink: &'static str,
-    events: Mutex<VecDeque<Arc<WorkerEvent>>>,
+    events: Mutex<Waiting>,
     more: Notify,
     /// Something did not fit, or may be missing from before the start.
     incomplete: AtomicBool,
     metrics: Metrics,
 }
 
+#[derive(Debug, Default)]
+struct Waiting {
+    events: VecDeque<Arc<WorkerEvent>>,
+    bytes: usize,
+}
+
 impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn push(&self, events: &[Arc<WorkerEvent>]) {
-        let mut queue = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = events.len().min(QUEUE.saturating_sub(queue.len()));
-        queue.extend(events[..fits].iter().cloned());
-        drop(queue);
-        if fits < events.len() {
+        let mut waiting = self.waiting();
+        let mut left_out = 0;
+        for event in events {
+            let bytes = event.encoded_len();
+            // None after one that did not fit: they go in order.
+            if left_out > 0 || waiting.events.len() >= QUEUE || waiting.bytes + bytes > QUEUE_BYTES {
+                left_out += 1;
+                continue;
+            }
+            waiting.bytes += bytes;
+            waiting.events.push_back(Arc::clone(event));
+        }
+        drop(waiting);
+        if left_out > 0 {
             self.incomplete.store(true, Ordering::Release);
-            let left_out = u64::try_from(events.len() - fits).unwrap_or_default();
             self.metrics.worker_events_overflowed.get_or_create(&SinkLabel { sink: self.sink }).inc_by(left_out);
         }
         self.more.notify_one();
     }
 
+    /// As many as are given to a sink at once.
     fn first(&self) -> Vec<Arc<WorkerEvent>> {
-        let queue = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.iter().take(BATCH).cloned().collect()
+        let waiting = self.waiting();
+        let count = batch(waiting.events.iter());
+        waiting.events.iter().take(count).cloned().collect()
     }
 
     fn taken(&self, count: usize) {
-        let mut queue = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = count.min(queue.len());
-        queue.drain(..count);
+        let mut waiting = self.waiting();
+        let count = count.min(waiting.events.len());
+        let bytes: usize = waiting.events.drain(..count).map(|event| event.encoded_len()).sum();
+        waiting.bytes = waiting.bytes.saturating_sub(bytes);
     }
+}
+
+/// How many of these, from the first on, are given to a sink at once.
+fn batch<'a>(events: impl Iterator<Item = &'a Arc<WorkerEvent>>) -> usize {
+    let mut bytes = 0;
+    let fits = |event: &&Arc<WorkerEvent>| {
+        bytes += event.encoded_len();
+        bytes <= BATCH_BYTES
+    };
+    // One that is larger goes alone.
+    let mut events = events.take(BATCH).peekable();
+    let some = usize::from(events.peek().is_some());
+    events.take_while(fits).count().max(some)
 }
 
 /// Carries the events of one sink.
@@ -209,8 +260,11 @@ impl Carrier {
             let now: Millis = last.created_at;
             let events: Vec<_> =
                 page.iter().flat_map(|record| Teller { driver, record }.all(now)).map(Arc::new).collect();
-            for events in events.chunks(BATCH) {
-                self.deliver(events).await;
+            let mut rest = &events[..];
+            while !rest.is_empty() {
+                let (part, after) = rest.split_at(batch(rest.iter()));
+                self.deliver(part).await;
+                rest = after;
             }
         }
     }
@@ -218,18 +272,35 @@ impl Carrier {
     async fn deliver(&self, events: &[Arc<WorkerEvent>]) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut told = false;
-        loop {
-            match self.sink.publish(events).await {
+        // Parts that are refused as a whole are given in halves; the first one is next.
+        let mut parts = vec![events];
+        while let Some(part) = parts.pop() {
+            let label = SinkLabel { sink: self.sink.name() };
+            match self.sink.publish(part).await {
                 Ok(()) => {
-                    if told {
+                    if std::mem::take(&mut told) {
                         tracing::info!(sink = self.sink.name(), "worker events are taken again");
                     }
-                    let sent = u64::try_from(events.len()).unwrap_or_default();
-                    let label = SinkLabel { sink: self.sink.name() };
+                    backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+                    let sent = u64::try_from(part.len()).unwrap_or_default();
                     self.queue.metrics.worker_events_sent.get_or_create(&label).inc_by(sent);
-                    return;
                 }
-                Err(error) => {
+                Err(NotTaken::Refused(error)) => match part {
+                    [event] => {
+                        tracing::error!(
+                            sink = self.sink.name(),
+                            event = event.event_id,
+                            error = format!("{error:#}"),
+                            "a worker event is refused; it is left out"
+                        );
+                        self.queue.metrics.worker_events_refused.get_or_create(&label).inc();
+                    }
+                    many => {
+                        let (first, second) = many.split_at(many.len() / 2);
+                        parts.extend([second, first].into_iter().filter(|part| !part.is_empty()));
+                    }
+                },
+                Err(NotTaken::Away(error)) => {
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(
                             sink = self.sink.name(),
@@ -238,6 +309,7 @@ impl Carrier {
                         );
                     }
                     tokio::time::sleep(backoff.next()).await;
+                    parts.push(part);
                 }
             }
         }

@@ -62,6 +62,8 @@ fn bad_values_name_the_setting() {
     }
     let config = parse(&["--retry-backoff-min", "1h"]).unwrap();
     assert!(config.options().unwrap_err().to_string().contains("--retry-backoff-max"));
+    let config = parse(&["--record-retention", "5m", "--keep-ended", "10m"]).unwrap();
+    assert!(config.options().unwrap_err().to_string().contains("--record-retention (300s) is not longer"));
     let config = parse(&["--redis-url", "http://x"]).unwrap();
     assert!(config.redis.options(Duration::from_secs(60)).unwrap_err().to_string().contains("--redis-url"));
 }

@@ -10,7 +10,7 @@ use tracing::Instrument;
 use super::Controller;
 use super::observe::count_lingering;
 use super::task::Task;
-use crate::driver::{DriverError, Launch, Observed, State, WorkerKey};
+use crate::driver::{DriverError, Launch, Observed, Removal, State, WorkerKey};
 use crate::plan::admission::Standing;
 use crate::plan::admission::door::Answer;
 use crate::plan::{self, Attempt, Fact, Plan, Refused, Weight};
@@ -20,6 +20,8 @@ use crate::task::{Class, Millis, Outcome, Record, WorkerPhase};
 const ORPHAN_GRACE: Millis = 10 * 60_000;
 /// A call that panicked may have sent its request: milliseconds.
 const PANICKED: u32 = 60_000;
+/// What is removed has gone so long after its grace period, where its node lives.
+const LEAVES_WITHIN: Millis = 30_000;
 /// A failed stop is tried again after this.
 const STOP_RETRY: Millis = 1_000;
 /// What failed is tried again after so many times the first wait, at the longest.
@@ -30,7 +32,7 @@ const MOST_WAITS: Millis = 10;
 pub(super) enum Driven {
     Created { key: WorkerKey, resource_class: String, result: Result<(), DriverError> },
     Stopped { key: WorkerKey, result: anyhow::Result<()> },
-    Removed { key: WorkerKey, result: anyhow::Result<()> },
+    Removed { key: WorkerKey, result: anyhow::Result<Removal> },
     Listed(anyhow::Result<Vec<Observed>>),
 }
 
@@ -304,22 +306,43 @@ impl Controller {
                 }
                 self.dirty.insert(key.task_id);
             }
-            Driven::Removed { key, result } => {
-                let now = self.clock.now();
-                if let Err(error) = &result {
-                    let (worker, error) = (self.driver.worker_name(&key), format!("{error:#}"));
-                    tracing::debug!(worker, error, "an ended worker cannot be removed yet");
+            Driven::Removed { key, result } => self.was_removed(key, &result),
+        }
+    }
+
+    fn was_removed(&mut self, key: WorkerKey, result: &anyhow::Result<Removal>) {
+        let now = self.clock.now();
+        let name = self.driver.worker_name(&key);
+        if let Err(error) = result {
+            let error = format!("{error:#}");
+            tracing::debug!(worker = name, error, "an ended worker cannot be removed yet");
+        }
+        let stays_after = self.options.policy.stop_again + LEAVES_WITHIN;
+        let metrics = self.metrics.clone();
+        if let Some(fact) = self.fact(&key) {
+            fact.busy = false;
+            fact.gone |= matches!(result, Ok(Removal::Gone));
+            if matches!(result, Ok(Removal::Leaving)) && fact.lingers {
+                // Its node is off: what it took there is of use to nobody, and it is no reason to start fewer elsewhere.
+                let since = *fact.leaving_since.get_or_insert(now);
+                if since + stays_after <= now {
+                    tracing::warn!(
+                        worker = name,
+                        node = fact.node_name,
+                        "what is left of a worker is to go and stays, its node is off, perhaps; it does not take a place any more"
+                    );
+                    count_lingering(&metrics, &mut fact.lingers, false);
+                    fact.abandoned = true;
                 }
-                if let Some(fact) = self.fact(&key) {
-                    fact.busy = false;
-                    fact.gone |= result.is_ok();
-                    // Its log may not be drained yet: asked less and less often.
-                    let age = now - fact.ended_since.filter(|since| *since > 0).unwrap_or(now);
-                    fact.hold = result.is_err().then_some(now + (age / 2).clamp(5_000, 300_000));
-                }
-                self.dirty.insert(key.task_id);
+            }
+            // Its log may not be drained yet: asked less and less often.
+            let age = now - fact.ended_since.filter(|since| *since > 0).unwrap_or(now);
+            fact.hold = (!fact.gone).then_some(now + (age / 2).clamp(5_000, 300_000));
+            if fact.abandoned {
+                self.doors.room();
             }
         }
+        self.dirty.insert(key.task_id);
     }
 
     fn fact(&mut self, key: &WorkerKey) -> Option<&mut Fact> {

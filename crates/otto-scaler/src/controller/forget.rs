@@ -1,16 +1,23 @@
 //! What is remembered no longer: records whose retention has ended, tasks that somebody deletes, and ended tasks of which
 //! memory holds too many (the store still has those).
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use futures::FutureExt;
 
 use super::keep::{DEADLINE, EXPIRE_BATCH, EXPIRE_EVERY, Kept, within};
 use super::task::Task;
-use super::{Controller, DeleteError, DeleteReply, ENDED_HELD, EXPIRE};
+use super::{ApplyError, Controller, DeleteError, DeleteReply, ENDED_HELD, EXPIRE};
 use crate::driver::WorkerKey;
+use crate::plan::Fact;
 use crate::store::StoreError;
 use crate::task::Millis;
+
+/// Ended tasks that are looked at in one go, for one that can be forgotten;
+const LOOK: usize = 16;
+/// so often without success.
+const LOOKS: usize = 4;
 
 impl Controller {
     pub(super) fn expire(&mut self, now: Millis) {
@@ -29,13 +36,26 @@ impl Controller {
 
     /// Holds no more ended tasks than it may.
     pub(super) fn evict(&mut self) {
-        while self.ended.len() > ENDED_HELD {
-            let done = |id: &String| self.tasks.get(id).is_none_or(Task::is_done);
-            let Some(task_id) = self.ended.iter().take(16).map(|(_, id)| id).find(|id| done(id)).cloned() else {
-                return;
-            };
-            self.drop_ended(&task_id);
+        // From where the last look ended: those before it were not done, and some may stay so for long.
+        let mut from = self.evicted_to.take();
+        let mut in_vain = 0;
+        while self.ended.len() > ENDED_HELD && in_vain < LOOKS {
+            let after = from.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let look: Vec<_> = self.ended.range((after, Bound::Unbounded)).take(LOOK).cloned().collect();
+            let done = |(_, id): &&(Millis, String)| self.tasks.get(id).is_none_or(Task::is_done);
+            match look.iter().find(done) {
+                Some((_, task_id)) => self.drop_ended(task_id),
+                None => {
+                    in_vain += 1;
+                    // After the last one comes the first.
+                    from = look.into_iter().nth(LOOK - 1);
+                    if from.is_none() {
+                        break;
+                    }
+                }
+            }
         }
+        self.evicted_to = from;
     }
 
     fn drop_ended(&mut self, task_id: &str) {
@@ -59,7 +79,15 @@ impl Controller {
             let _ = reply.send(Err(DeleteError::Live));
             return None;
         }
-        if let Some(((index, attempt), _)) = task.facts.workers.iter().find(|(_, fact)| fact.hold.is_some()) {
+        if !self.driver_listed.known {
+            // Something of it may be there, by which a later task of this name would be taken for done.
+            let message = "the workers are not known yet".to_owned();
+            let _ = reply.send(Err(DeleteError::Apply(ApplyError::Unavailable { retry_after: 1_000, message })));
+            return None;
+        }
+        let now = self.clock.now();
+        let remains = |fact: &Fact| !fact.busy && !fact.gone && fact.hold.is_some_and(|until| until > now);
+        if let Some(((index, attempt), _)) = task.facts.workers.iter().find(|(_, fact)| remains(fact)) {
             let key = WorkerKey { task_id: task_id.to_owned(), index: *index, attempt: *attempt };
             let name = self.driver.worker_name(&key);
             let why = format!(

@@ -109,6 +109,9 @@ impl Controller {
                 if task.stored.is_none() {
                     task.uncertain = true;
                 }
+                // What was to be tried again later is tried now.
+                let ended = task.facts.workers.values_mut().filter(|fact| !fact.is_live() && !fact.busy);
+                ended.for_each(|fact| fact.hold = None);
                 if let Some(before) = task.deleting.replace(reply) {
                     let _ = before.send(Err(DeleteError::Remains("it is being deleted by another call".into())));
                 }
@@ -171,7 +174,8 @@ impl Controller {
             }
             // It came again, perhaps because the store went back to before it was applied: then the store must have it
             // before the entry is acknowledged.
-            Decision::AlreadyProcessed if waiter.0.entry.is_some() && !read => {
+            // And a call may be about what another replica has changed since.
+            Decision::AlreadyProcessed if !read => {
                 self.read(task_id, task, Some((waiter, conflicts)));
             }
             Decision::AlreadyProcessed => {
@@ -353,7 +357,8 @@ impl Controller {
     fn is_lost(&self, task: &Task, held: &Record, found: Option<&Record>) -> bool {
         let expired = self.clock.now().saturating_sub(self.options.defaults.retention);
         match found {
-            Some(found) => found.version < held.version,
+            // Another one of the same name is a later task's: this one's record was removed, or has expired.
+            Some(found) => found.version < held.version && found.created_at == held.created_at,
             None => !task.removing && held.ended_at.is_none_or(|at| !held.phase.is_terminal() || at > expired),
         }
     }

@@ -120,7 +120,7 @@ impl Controller {
         fact.started_at = started_at.or(fact.started_at);
         fact.node_name = node_name;
         let took_place = fact.takes_place();
-        count_lingering(&self.metrics, &mut fact.lingers, lingers);
+        count_lingering(&self.metrics, &mut fact.lingers, lingers && !fact.abandoned);
         if state == State::Running {
             fact.running_since.get_or_insert(now);
         }

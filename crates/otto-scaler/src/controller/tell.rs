@@ -50,7 +50,8 @@ impl Controller {
             if let Some(asked) = task.asked.remove(&attempt.0)
                 && attempt.1 == 1
             {
-                let took = fact.started_at.unwrap_or(asked) - asked;
+                // By one clock, where it was seen: the other is the node's, and tells whole seconds.
+                let took = fact.running_since.or(fact.started_at).unwrap_or(asked) - asked;
                 self.metrics
                     .start_seconds
                     .observe(std::time::Duration::from_millis(took.max(0).unsigned_abs()).as_secs_f64());

@@ -16,6 +16,7 @@ use crate::task::{Class, EntryId, Phase, WorkerPhase};
 
 mod doors;
 mod fakes;
+mod forgetting;
 mod others;
 mod waiting;
 

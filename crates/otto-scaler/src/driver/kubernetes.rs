@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Driver, DriverError, Launch, Observed, WorkerKey};
+use super::{Driver, DriverError, Launch, Observed, Removal, WorkerKey};
 use crate::leadership::Leadership;
 use crate::task::Millis;
 
@@ -198,7 +198,7 @@ impl Driver for KubernetesDriver {
         self.shared.stop(key).boxed()
     }
 
-    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>> {
+    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<Removal>> {
         self.shared.remove(key).boxed()
     }
 

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Driver, DriverError, Launch, Observed, State, WorkerKey, name};
+use super::{Driver, DriverError, Launch, Observed, Removal, State, WorkerKey, name};
 use crate::task::{Class, Outcome};
 
 mod agent;
@@ -365,7 +365,7 @@ impl Shared {
         Ok(found)
     }
 
-    async fn remove(self: Arc<Self>, key: WorkerKey) -> anyhow::Result<()> {
+    async fn remove(self: Arc<Self>, key: WorkerKey) -> anyhow::Result<Removal> {
         let name = name::worker_name(&key);
         match self.worker(&key) {
             Some(worker) => match &*worker.seen() {
@@ -374,7 +374,7 @@ impl Shared {
                 Some(_) | None => bail!("{name} has not ended"),
             },
             None if self.runs.dir(&name).path().exists() => bail!("{name} is not this worker's, or was not listed yet"),
-            None => return Ok(()),
+            None => return Ok(Removal::Gone),
         }
         let shared = Arc::clone(&self);
         let removed = name.clone();
@@ -382,7 +382,7 @@ impl Shared {
             .await?
             .with_context(|| format!("the run directory {name} cannot be removed"))?;
         self.workers().remove(&name);
-        Ok(())
+        Ok(Removal::Gone)
     }
 }
 
@@ -438,7 +438,7 @@ impl Driver for ProcessDriver {
         futures::future::ready(Ok(())).boxed()
     }
 
-    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>> {
+    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<Removal>> {
         Arc::clone(&self.shared).remove(key.clone()).boxed()
     }
 

@@ -156,7 +156,7 @@ fn why(record: &Record, worker: &Worker) -> (Option<Class>, String) {
 }
 
 /// `pending`, `running`, `succeeded` or `failed`.
-fn status_of(worker: &Worker) -> &'static str {
+pub(super) fn status_of(worker: &Worker) -> &'static str {
     match worker.phase {
         WorkerPhase::Queued | WorkerPhase::Created => "pending",
         WorkerPhase::Running => "running",

@@ -24,12 +24,13 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status};
 
 use super::desk::{Desk, Lead};
+use super::scaler::status_of;
 use super::{not_applied, store_failed};
 use crate::controller::board::Position;
 use crate::controller::{DeleteError, Handle};
 use crate::driver::Driver;
 use crate::inbox::DeadLetters;
-use crate::task::{Phase, Record, WorkerPhase};
+use crate::task::{Phase, Record};
 use crate::worker_events::derive::{Teller, timestamp};
 
 /// Messages a watcher may lag behind before the broadcast's own bound counts.
@@ -114,6 +115,12 @@ fn waiting(record: &Record) -> Option<String> {
     })
 }
 
+/// Why it failed or was cancelled; while it has not ended, first what keeps it.
+fn why(record: &Record) -> String {
+    let keeps = || trouble(record).filter(|_| !record.phase.is_terminal());
+    keeps().or_else(|| record.error.clone()).or_else(|| trouble(record)).or_else(|| waiting(record)).unwrap_or_default()
+}
+
 fn message(record: &Record) -> proto::Task {
     let mut task = proto::Task {
         task_id: record.task_id.clone(),
@@ -129,17 +136,18 @@ fn message(record: &Record) -> proto::Task {
         priority: record.spec.priority,
         created_at: Some(timestamp(record.created_at)),
         ended_at: record.ended_at.map(timestamp),
-        error_message: record.error.clone().or_else(|| trouble(record)).or_else(|| waiting(record)).unwrap_or_default(),
+        error_message: why(record),
         metadata: record.spec.metadata.clone().into_iter().collect(),
         ..proto::Task::default()
     };
     for worker in &record.workers {
-        match worker.phase {
-            WorkerPhase::Queued | WorkerPhase::Created => task.pending_workers += 1,
-            WorkerPhase::Running | WorkerPhase::Stopping => task.running_workers += 1,
-            WorkerPhase::Succeeded => task.succeeded_workers += 1,
-            WorkerPhase::Failed | WorkerPhase::Stopped => task.failed_workers += 1,
-        }
+        let count = match status_of(worker) {
+            "pending" => &mut task.pending_workers,
+            "running" => &mut task.running_workers,
+            "succeeded" => &mut task.succeeded_workers,
+            _ => &mut task.failed_workers,
+        };
+        *count += 1;
     }
     task
 }
@@ -342,8 +350,9 @@ impl Watcher {
                     }
                     let ended = event.r#type() == Type::TaskEnded;
                     self.send(Kind::Event(WorkerEvent::clone(&event))).await?;
-                    if ended {
+                    if ended && self.task_id.is_some() {
                         self.ended().await?;
+                        return Some(());
                     }
                 }
                 Err(RecvError::Lagged(skipped)) => {
@@ -362,13 +371,20 @@ impl Watcher {
     /// Tells the task's end, if one was named and has ended: then `None`.
     async fn ended(&self) -> Option<()> {
         let Some(task_id) = &self.task_id else { return Some(()) };
-        let record = self.handle.board().get(task_id);
-        match record.filter(|record| record.phase.is_terminal()) {
-            Some(record) => {
+        match self.handle.board().get(task_id) {
+            Some(record) if record.phase.is_terminal() => {
                 self.send(Kind::TaskEnded(message(&record))).await?;
                 None
             }
-            None => Some(()),
+            Some(_) => Some(()),
+            // It was there when this began, and what has not ended stays.
+            None => {
+                let why = format!(
+                    "the task `{task_id}` has ended, and is not held any more: GetTask tells whether it is kept"
+                );
+                self.sender.send(Err(Status::not_found(why))).await.ok()?;
+                None
+            }
         }
     }
 }
@@ -376,7 +392,7 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{Class, Outcome, Trouble, Worker};
+    use crate::task::{Class, Outcome, Trouble, Worker, WorkerPhase};
 
     #[test]
     fn a_task_says_what_its_workers_wait_for() {
@@ -389,21 +405,19 @@ mod tests {
             }),
             ..Worker::queued(index, 1)
         };
-        let told = |workers: Vec<Worker>| {
-            let record = Record {
-                task_id: "t".into(),
-                version: 1,
-                spec: Arc::default(),
-                wanted: 3,
-                phase: Phase::Live,
-                workers,
-                created_at: 0,
-                ended_at: None,
-                last_entry: None,
-                error: None,
-            };
-            message(&record).error_message
+        let record = |workers: Vec<Worker>| Record {
+            task_id: "t".into(),
+            version: 1,
+            spec: Arc::default(),
+            wanted: 3,
+            phase: Phase::Live,
+            workers,
+            created_at: 0,
+            ended_at: None,
+            last_entry: None,
+            error: None,
         };
+        let told = |workers: Vec<Worker>| message(&record(workers)).error_message;
         assert_eq!(told(vec![worker(0, "")]), "");
         assert_eq!(told(vec![worker(0, "no image")]), "waiting: no image");
         assert_eq!(told(vec![worker(0, ""), worker(1, "no image")]), "worker 1 waits: no image");
@@ -415,5 +429,13 @@ mod tests {
         };
         assert_eq!(told(vec![troubled(0)]), "node n is away");
         assert_eq!(told(vec![worker(0, "no image"), troubled(1)]), "worker 1: node n is away");
+        // What keeps a cancelled task from its end says more than that it is cancelled; it never ran.
+        let stopping = Worker { phase: WorkerPhase::Stopping, ..troubled(0) };
+        let cancelling = Record { phase: Phase::Cancelling, error: Some("cancelled".into()), ..record(vec![stopping]) };
+        let task = message(&cancelling);
+        assert_eq!((task.pending_workers, task.running_workers), (1, 0));
+        assert_eq!(task.error_message, "node n is away");
+        let cancelled = Record { phase: Phase::Cancelled, workers: Vec::new(), ..cancelling };
+        assert_eq!(message(&cancelled).error_message, "cancelled");
     }
 }

@@ -32,6 +32,10 @@ pub(crate) struct Fact {
     pub(crate) gone: bool,
     /// What it took is not given back yet, though its job has ended.
     pub(crate) lingers: bool,
+    /// Since when it is to go and is still there, though its removal was accepted.
+    pub(crate) leaving_since: Option<Millis>,
+    /// It may stay for ever: nobody counts on what it takes.
+    pub(crate) abandoned: bool,
     /// Stops that failed in a row.
     pub(crate) stops_failed: u32,
 }
@@ -53,6 +57,8 @@ impl Fact {
             busy: false,
             gone: false,
             lingers: false,
+            leaving_since: None,
+            abandoned: false,
             stops_failed: 0,
         }
     }

@@ -14,6 +14,8 @@ use crate::task::{Class, Outcome, Phase, Record};
 #[derive(Default)]
 struct Shelf {
     failures: AtomicU32,
+    /// Larger ones are refused, as a server's limit of message size would.
+    most: Option<usize>,
     taken: Mutex<Vec<String>>,
 }
 
@@ -22,14 +24,18 @@ impl Sink for Shelf {
         "shelf"
     }
 
-    fn publish<'a>(&'a self, events: &'a [Arc<WorkerEvent>]) -> BoxFuture<'a, anyhow::Result<()>> {
+    fn publish<'a>(&'a self, events: &'a [Arc<WorkerEvent>]) -> BoxFuture<'a, Result<(), NotTaken>> {
         assert!(!events.is_empty() && events.len() <= BATCH);
+        let bytes: usize = events.iter().map(|event| event.encoded_len()).sum();
+        if self.most.is_some_and(|most| bytes > most) {
+            return std::future::ready(Err(NotTaken::Refused(anyhow::anyhow!("{bytes} bytes")))).boxed();
+        }
         let fails =
             self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         if !fails {
             self.taken.lock().unwrap().extend(events.iter().map(|event| event.event_id.clone()));
         }
-        std::future::ready(if fails { Err(anyhow::anyhow!("away")) } else { Ok(()) }).boxed()
+        std::future::ready(if fails { Err(NotTaken::Away(anyhow::anyhow!("away"))) } else { Ok(()) }).boxed()
     }
 }
 
@@ -43,7 +49,11 @@ struct Fixture {
 }
 
 fn start(failures: u32) -> Fixture {
-    let shelf = Arc::new(Shelf { failures: failures.into(), ..Shelf::default() });
+    start_on(Shelf { failures: failures.into(), ..Shelf::default() })
+}
+
+fn start_on(shelf: Shelf) -> Fixture {
+    let shelf = Arc::new(shelf);
     let metrics = Metrics::default();
     let (publisher, mut carriers) = new(vec![Arc::clone(&shelf) as Arc<dyn Sink>], &metrics);
     let board = Arc::new(Board::new(metrics));
@@ -106,6 +116,34 @@ async fn in_order_once_whatever_fails() {
     // A watcher that did not read skips, and knows how many.
     let skipped = watcher.recv().await;
     assert!(matches!(skipped, Err(broadcast::error::RecvError::Lagged(904))), "{skipped:?}");
+}
+
+/// One that a server refuses for good, alone or with others, does not keep the rest from it.
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_stops_nobody_else() {
+    let f = start_on(Shelf { most: Some(100_000), ..Shelf::default() });
+    let mut events = numbered(0, 1_000);
+    events.iter_mut().for_each(|event| event.message = "x".repeat(16_000));
+    events[500].message = "x".repeat(200_000);
+    f.publisher.publish(events);
+    f.publisher.publish(numbered(1_000, 1_001));
+    let taken = until(&f, 1_000).await;
+    assert!(taken.is_sorted() && taken.len() == 1_000);
+    assert!(!taken.contains(&"000500".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_is_given_no_more_than_a_server_takes() {
+    let f = start_on(Shelf { most: Some(BATCH_BYTES), ..Shelf::default() });
+    let mut events = numbered(0, 1_000);
+    events.iter_mut().for_each(|event| event.message = "x".repeat(16_000));
+    f.publisher.publish(events);
+    assert_eq!(until(&f, 1_000).await.len(), 1_000);
+    // Not as many bytes as there may be events.
+    let mut events = numbered(0, 10_000);
+    events.iter_mut().for_each(|event| event.message = "x".repeat(16_000));
+    f.publisher.publish(events);
+    assert!(until(&f, 1_001).await.len() < 1_000 + QUEUE_BYTES / 16_000 + 1);
 }
 
 #[tokio::test(start_paused = true)]

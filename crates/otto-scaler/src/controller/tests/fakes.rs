@@ -8,7 +8,7 @@ use futures::FutureExt;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::driver::{DriverError, Launch, State, WorkerKey};
+use crate::driver::{DriverError, Launch, Removal, State, WorkerKey};
 use crate::store::StoreError;
 use crate::task::{EntryId, Outcome};
 
@@ -173,6 +173,10 @@ pub(crate) struct MemoryDriver {
     pub(super) list_fails: AtomicBool,
     pub(super) refusal: Mutex<Option<Refusal>>,
     pub(super) remove_fails: AtomicBool,
+    /// Removals are accepted, and nothing goes.
+    pub(super) stays: AtomicBool,
+    /// A stop does what it is to do, and its answer is lost.
+    pub(super) stop_mumbles: AtomicBool,
     /// Creations of this task wait for `go`.
     pub(super) slow: Mutex<Option<String>>,
     pub(super) go: Notify,
@@ -292,17 +296,21 @@ impl Driver for MemoryDriver {
             if heard && !matches!(self.state(key), None | Some(State::Ended { .. })) {
                 self.end(key, Class::Stopped);
             }
+            anyhow::ensure!(!self.stop_mumbles.load(Ordering::Relaxed), "no answer");
             Ok(())
         }
         .boxed()
     }
 
-    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<()>> {
+    fn remove<'a>(&'a self, key: &'a WorkerKey) -> BoxFuture<'a, anyhow::Result<Removal>> {
         async move {
             tokio::task::yield_now().await;
             anyhow::ensure!(!self.remove_fails.load(Ordering::Relaxed), "not drained");
+            if self.stays.load(Ordering::Relaxed) {
+                return Ok(Removal::Leaving);
+            }
             self.workers.lock().unwrap().remove(key);
-            Ok(())
+            Ok(Removal::Gone)
         }
         .boxed()
     }

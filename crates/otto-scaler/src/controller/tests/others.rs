@@ -65,3 +65,19 @@ async fn what_is_written_while_all_is_read_is_read_too() {
     f.ready().await;
     f.until_created("b", 0, 1).await;
 }
+
+/// A call is answered from what the store has, not from what was heard of it so far.
+#[tokio::test(start_paused = true)]
+async fn what_another_has_lowered_is_raised_again() {
+    let f = fresh().await;
+    changed(f.up("a", 3).await);
+    f.until_created("a", 2, 1).await;
+    write(&f.store, "a", |record| {
+        record.wanted = 1;
+        record.workers[1].phase = WorkerPhase::Stopping;
+        record.workers[2].phase = WorkerPhase::Stopping;
+    });
+    changed(f.up("a", 3).await);
+    assert_eq!(f.store.record("a").unwrap().wanted, 3);
+    already(f.up("a", 3).await);
+}

@@ -16,7 +16,7 @@ use super::pod::{altered, key_of};
 use super::preflight::Checked;
 use super::seen::SeenPod;
 use super::workers::Making;
-use crate::driver::{DriverError, Launch, WorkerKey, name};
+use crate::driver::{DriverError, Launch, Removal, WorkerKey, name};
 use crate::task::{Class, Outcome};
 
 /// Answers without what nobody reads. The full form for servers that do not know it.
@@ -305,12 +305,12 @@ impl Shared {
     }
 
     /// See [`crate::driver::Driver::remove`].
-    pub(super) async fn remove(&self, key: &WorkerKey) -> anyhow::Result<()> {
+    pub(super) async fn remove(&self, key: &WorkerKey) -> anyhow::Result<Removal> {
         let name = name::worker_name(key);
         let Some(found) = self.workers.find(key) else {
             // Once all are known, it is gone.
             anyhow::ensure!(self.is_synced(), "the workers are not known yet");
-            return Ok(());
+            return Ok(Removal::Gone);
         };
         let Some(ended_since) = found.ended_since else { bail!("{name} has not ended") };
         if !found.drained && ended_since.elapsed() < self.drain_limit {
@@ -319,7 +319,7 @@ impl Shared {
         self.delete(&name, &found.uid).await?;
         // Its name is free only then: who forgets a task may be asked for another one with the same id.
         let gone = tokio::time::timeout(REMOVED_WITHIN, self.workers.gone(key)).await;
-        gone.map_err(|_| anyhow!("{name} is being deleted, and is still there"))
+        Ok(gone.map_or(Removal::Leaving, |()| Removal::Gone))
     }
 
     async fn delete(&self, name: &str, uid: &str) -> anyhow::Result<()> {

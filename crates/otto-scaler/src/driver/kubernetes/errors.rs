@@ -10,6 +10,8 @@ use crate::task::{Class, Outcome};
 
 /// Text of an answer that is no Status is cut here, in bytes.
 const LONGEST_TEXT: usize = 300;
+/// And of a status's message, which is a webhook's as it likes: it is kept in records and told in events.
+const LONGEST_MESSAGE: usize = 8_000;
 /// What an operator has to repair is asked for again after this.
 const REPAIR: Duration = Duration::from_secs(10);
 /// What passes by itself is asked for again after this, unless the server says.
@@ -54,6 +56,10 @@ impl Failure {
         });
         // Some proxies answer with other JSON.
         status.code = code.as_u16();
+        if status.message.len() > LONGEST_MESSAGE {
+            status.message.truncate(status.message.floor_char_boundary(LONGEST_MESSAGE));
+            status.message.push('…');
+        }
         Self::Answer { status: Box::new(status), retry_after }
     }
 

@@ -10,7 +10,7 @@ use otto_proto::v1::{FailureClass, WorkerEvent};
 use prost_types::Timestamp;
 
 use super::link::Link;
-use crate::worker_events::Sink;
+use crate::worker_events::{NotTaken, Sink};
 
 /// The sink of one stream.
 #[derive(Clone, Debug)]
@@ -45,8 +45,8 @@ impl Sink for RedisWorkerEvents {
         "redis"
     }
 
-    fn publish<'a>(&'a self, events: &'a [Arc<WorkerEvent>]) -> BoxFuture<'a, anyhow::Result<()>> {
-        Box::pin(self.add(events))
+    fn publish<'a>(&'a self, events: &'a [Arc<WorkerEvent>]) -> BoxFuture<'a, Result<(), NotTaken>> {
+        Box::pin(async { self.add(events).await.map_err(NotTaken::Away) })
     }
 }
 
