@@ -19,6 +19,7 @@ use crate::driver::name::worker_name;
 use crate::driver::{Launch, WorkerKey};
 use crate::task::{Class, Outcome};
 
+mod env;
 mod shape;
 mod trial;
 mod write;

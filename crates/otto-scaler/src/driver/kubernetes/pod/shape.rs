@@ -1,14 +1,15 @@
 //! What all Pods of a resource class have in common, with slots for the rest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
 use otto_service::client::parse_url;
 use otto_service::settings::ByteSize;
 use serde_json::{Map, Value, json};
 
-use super::write::{member, splice};
-use super::{item, literal, variable, whole_seconds};
+use super::env::{Env, names};
+use super::write::member;
+use super::{item, literal, whole_seconds};
 use crate::driver::kubernetes::names::{
     AGENT_CONTAINER, ANCHOR, JOB_CONTAINER, SHARED_PATH, SHARED_VOLUME, TOKEN_FILE, TOKEN_PATH, TOKEN_VOLUME,
 };
@@ -27,8 +28,6 @@ const FLUSH: u64 = 30;
 /// How long the job's container waits, when the job has ended, for a log server that takes nothing: then the other
 /// container goes on, and the scaler hears of the job's end. Were that one gone, nobody else would send what is left.
 const HAND_OVER: &str = "2s";
-/// Names of variables that are meant for the agent alone; a template may add to them.
-const AGENT_ENV: &str = "OTTO_AGENT_ENV";
 /// A token of the cluster lives so long, in seconds; the kubelet renews it.
 const TOKEN_LIFE: u32 = 3600;
 
@@ -74,19 +73,6 @@ pub(super) struct Shape {
     pub(super) env: Env,
 }
 
-/// Variables of the job's container that do not come from its event.
-#[derive(Debug, Default)]
-pub(super) struct Env {
-    /// Each as JSON.
-    variables: Vec<(String, Vec<u8>)>,
-    /// Names of those which are meant for the agent alone.
-    agent: BTreeSet<String>,
-    /// What the scaler tells a job by name is used in the job's container: in a variable's value, or in a hook.
-    pub(super) named_by_template: bool,
-    /// All of it, for events that set none of these.
-    all: Vec<u8>,
-}
-
 /// What the Pods of all classes have in common.
 #[derive(Debug)]
 pub(super) struct Common {
@@ -98,7 +84,7 @@ pub(super) struct Common {
     worker_args: Vec<String>,
     token: Option<Value>,
     /// Where the agent reports to, as the scaler.
-    telemetry: BTreeMap<String, String>,
+    pub(super) telemetry: BTreeMap<String, String>,
     /// Bytes.
     volume: u64,
 }
@@ -316,7 +302,7 @@ impl Shape {
         job.insert("args".into(), slot("job-args"));
         let said = Value::from(job.clone()).to_string();
         let named_by_template = ["OTTO_JOB_", "TRACEPARENT"].iter().any(|name| said.contains(name));
-        let env = Env { named_by_template, ..Env::new(common, &node, job.remove("env")) };
+        let env = Env::new(common, &node, job.remove("env"), named_by_template);
         job.insert("env".into(), slot("job-env"));
         prepend(&mut job, "volumeMounts", mounts);
         may_gain_privileges(&mut job);
@@ -374,65 +360,6 @@ impl Shape {
     }
 }
 
-impl Env {
-    fn new(common: &Common, node: &Value, template: Option<Value>) -> Self {
-        let named = template.as_ref().map(names).unwrap_or_default();
-        let mut env = Self::default();
-        let uid = json!({ "name": "OTTO_JOB_LAUNCH_ID", "valueFrom": { "fieldRef": { "fieldPath": "metadata.uid" } } });
-        let telemetry = common.telemetry.iter().filter(|(name, _)| !named.contains(*name));
-        for (name, value) in telemetry {
-            env.agent.insert(name.clone());
-            env.push(json!({ "name": name, "value": literal(value) }));
-        }
-        env.push(node.clone());
-        env.push(uid);
-        if let Some(Value::Array(variables)) = template {
-            for variable in variables {
-                if variable.get("name").and_then(Value::as_str) == Some(AGENT_ENV) {
-                    let names = variable.get("value").and_then(Value::as_str).unwrap_or_default();
-                    env.agent.extend(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned));
-                } else {
-                    env.push(variable);
-                }
-            }
-        }
-        let mut all = vec![b'['];
-        env.write_all(&mut all, |_| None);
-        env.all = all.split_off(1);
-        env
-    }
-
-    fn push(&mut self, variable: Value) {
-        let name = variable.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-        self.variables.push((name, variable.to_string().into_bytes()));
-    }
-
-    /// Adds them to an array, each with the event's value if it has one.
-    pub(super) fn write<'e>(&self, json: &mut Vec<u8>, by_event: impl Fn(&str) -> Option<&'e str>) {
-        if self.variables.iter().any(|(name, _)| by_event(name).is_some()) {
-            return self.write_all(json, by_event);
-        }
-        splice(json, &self.all);
-    }
-
-    fn write_all<'e>(&self, json: &mut Vec<u8>, by_event: impl Fn(&str) -> Option<&'e str>) {
-        for (name, written) in &self.variables {
-            match by_event(name) {
-                Some(value) => variable(json, &[name], value),
-                None => splice(json, written),
-            }
-        }
-        // The agent removes these from the job's environment, and takes no others for itself.
-        let agent: Vec<&str> = self.agent.iter().map(String::as_str).filter(|name| by_event(name).is_none()).collect();
-        variable(json, &[AGENT_ENV], &agent.join(","));
-    }
-
-    /// One of them has this name.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.variables.iter().any(|(own, _)| own == name)
-    }
-}
-
 /// Takes away what a container has of its Pod anyway.
 fn same_as_pod(container: &mut Map<String, Value>, spec: &Map<String, Value>) {
     let profile = |context: Option<&Value>| context.and_then(|context| context.get("seccompProfile")).cloned();
@@ -472,12 +399,6 @@ fn may_gain_privileges(job: &mut Map<String, Value>) {
     if privileged || added.is_some_and(|all| all.iter().any(admin)) {
         context.remove("allowPrivilegeEscalation");
     }
-}
-
-/// Names in a list of variables.
-fn names(list: &Value) -> BTreeSet<String> {
-    let name = |variable: &Value| variable.get("name").and_then(Value::as_str).map(str::to_owned);
-    list.as_array().into_iter().flatten().filter_map(name).collect()
 }
 
 fn prepend(object: &mut Map<String, Value>, field: &str, mut first: Vec<Value>) {
