@@ -9,7 +9,8 @@
 //! - the job's own failures (`exited`, `out_of_memory`, `deadline`, `agent_lost`) count against `max_attempts`. An agent
 //!   that died is among them, because its job had begun and running it again might do its work twice;
 //! - failures of the place it ran on (`evicted`, `preempted`, `node_lost`, `volume`, `infrastructure`, `quota`,
-//!   `unschedulable`, `stopped` by somebody else) have a bound of their own;
+//!   `unschedulable`, `stopped` by somebody else) have a bound of their own, which ends nothing that fails before the job
+//!   begins, within the time it might have waited;
 //! - what would fail again (`image`, `config`, `admission`) is not tried again.
 //!
 //! A worker whose job cannot begin is stopped when [`patience`] is over, at once if there is no hope, and has failed because
@@ -252,6 +253,10 @@ fn failed(
     seed: u64,
     now: Millis,
 ) {
+    worker.failing_since = match worker.failing_since {
+        _ if worker.started_at.is_some() => None,
+        since => since.or(Some(now)),
+    };
     let retry = match blame(outcome.class) {
         Blame::Job => {
             worker.job_failures = worker.job_failures.saturating_add(1);
@@ -260,6 +265,7 @@ fn failed(
         Blame::Infrastructure => {
             worker.infrastructure_failures = worker.infrastructure_failures.saturating_add(1);
             worker.infrastructure_failures <= policy.infrastructure_retries
+                || (outcome.class == Class::Infrastructure && may_pass(worker, policy, now))
         }
         Blame::Request => false,
     };
@@ -275,6 +281,13 @@ fn failed(
         worker.waiting = None;
         worker.ended_at = Some(at);
     }
+}
+
+/// A registry that is away for a moment, say, fails a start within seconds, one after the other: it has as much time to come
+/// back as it would have if the start waited for it.
+fn may_pass(worker: &Worker, policy: &Policy, now: Millis) -> bool {
+    let Some(since) = worker.failing_since else { return false };
+    policy.patience.start.is_none_or(|patience| since.saturating_add(patience) > now)
 }
 
 /// Doubles with every failure; between a half and the whole of it, by the seed, so that workers which failed together

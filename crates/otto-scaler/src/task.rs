@@ -132,6 +132,9 @@ pub(crate) struct Worker {
     pub(crate) job_failures: u32,
     /// Attempts that failed by the infrastructure's fault so far.
     pub(crate) infrastructure_failures: u32,
+    /// Since when one attempt after the other fails by the infrastructure's fault before its job begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failing_since: Option<Millis>,
     /// Not before this time may the attempt be created.
     pub(crate) not_before: Option<Millis>,
     pub(crate) created_at: Option<Millis>,
@@ -175,6 +178,7 @@ impl Worker {
             phase: WorkerPhase::Queued,
             job_failures: 0,
             infrastructure_failures: 0,
+            failing_since: None,
             not_before: None,
             created_at: None,
             started_at: None,

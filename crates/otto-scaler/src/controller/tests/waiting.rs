@@ -229,3 +229,42 @@ async fn what_may_still_come_about_has_not_ended() {
     f.handle.delete("late".into()).await.unwrap();
     f.handle.delete("never".into()).await.unwrap();
 }
+
+/// A registry that is away fails each start within seconds: it has the time that a start has.
+#[tokio::test(start_paused = true)]
+async fn what_fails_before_it_begins_has_time_to_pass() {
+    let f = fresh().await;
+    changed(f.up("a", 1).await);
+    let began = tokio::time::Instant::now();
+    let mut attempts = 0;
+    while f.store.record("a").is_none_or(|record| !record.phase.is_terminal()) {
+        attempts += 1;
+        let key = key("a", 0, attempts);
+        f.until("it is created or given up", |f| {
+            f.driver.state(&key).is_some() || f.store.record("a").unwrap().phase.is_terminal()
+        })
+        .await;
+        if f.driver.state(&key).is_some() {
+            f.driver.end(&key, Class::Infrastructure);
+        }
+    }
+    assert!(began.elapsed() > Duration::from_secs(60) && attempts > 5, "{attempts} in {:?}", began.elapsed());
+    // One that passes in time costs nothing.
+    changed(f.up("b", 1).await);
+    for attempt in 1..=5 {
+        f.until_created("b", 0, attempt).await;
+        f.driver.end(&key("b", 0, attempt), Class::Infrastructure);
+    }
+    f.until_created("b", 0, 6).await;
+    f.driver.start(&key("b", 0, 6));
+    f.driver.end(&key("b", 0, 6), Class::Success);
+    f.until_phase("b", Phase::Succeeded).await;
+    // Jobs that had begun are another matter.
+    changed(f.up("c", 1).await);
+    for attempt in 1..=4 {
+        f.until_created("c", 0, attempt).await;
+        f.driver.start(&key("c", 0, attempt));
+        f.driver.end(&key("c", 0, attempt), Class::Infrastructure);
+    }
+    f.until_phase("c", Phase::Failed).await;
+}
