@@ -29,7 +29,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// When a setting is missing, or the directory cannot be read.
 pub(crate) async fn drain(settings: &Drain) -> anyhow::Result<ExitCode> {
     // First of all: the first process of a container loses signals that it does not listen to.
-    let mut signals = Signals::listen().context("listening for signals")?;
+    let mut signals = Signals::listen(false).context("listening for signals")?;
     let upload = &settings.run.upload;
     let spool_dir = settings.run.spool_dir().context("drain needs --spool-dir DIR: where the output is")?;
     let spool_dir = spool_dir.as_path();

@@ -37,7 +37,7 @@ const LEAVE_EARLY: Duration = Duration::from_millis(500);
 /// When the job could not even be tried: a setting, a directory, the system.
 pub(crate) async fn run(start: Start, mut inherited: Inherited) -> anyhow::Result<ExitCode> {
     // First of all: the first process of a container loses signals that it does not listen to.
-    let mut signals = Signals::listen().context("listening for signals")?;
+    let mut signals = Signals::listen(start.any_signal_stops).context("listening for signals")?;
     inherited.set(&start.set_env);
     let settings = &start.run;
     let span = tracing::info_span!(

@@ -119,6 +119,11 @@ pub(crate) struct Start {
     #[arg(long, env = "OTTO_ALLOW_PRIVILEGE_ESCALATION", value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub(crate) allow_privilege_escalation: bool,
 
+    /// Take every signal for one to stop, and pass SIGTERM on to the job: as a container's first process, which gets the
+    /// stop signal of the image (STOPSIGNAL), whatever that is.
+    #[arg(long, env = "OTTO_ANY_SIGNAL_STOPS", value_name = "BOOL", default_value_t = false, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) any_signal_stops: bool,
+
     /// A variable of the job's environment, over one of that name which the agent has; may be repeated.
     #[arg(long, env = "OTTO_SET_ENV", value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub(crate) set_env: Vec<(String, String)>,

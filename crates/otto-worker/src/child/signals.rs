@@ -23,6 +23,11 @@ const PASSED_ON: [Signal; 9] = [
     Signal::CONT,
 ];
 
+/// Those which images name as the signal that ends their program (nginx QUIT, httpd WINCH, haproxy USR1), besides TERM.
+const STOPS: [Signal; 6] = [Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::WINCH];
+/// And systemd's, `SIGRTMIN+3` of the C library: <https://systemd.io/CONTAINER_INTERFACE/>.
+const STOP_OF_SYSTEMD: i32 = 37;
+
 /// Listens from its making on.
 pub(crate) struct Signals {
     passed_on: Vec<(Signal, Listener)>,
@@ -30,14 +35,22 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
+    /// `any_stops`: whatever an image may have as its stop signal is told as SIGTERM.
+    ///
     /// # Errors
     /// When a handler cannot be installed.
-    pub(crate) fn listen() -> io::Result<Self> {
+    pub(crate) fn listen(any_stops: bool) -> io::Result<Self> {
         let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
         // What whoever started us ignores (nohup), the job shall ignore too: caught, it would be the default for the job.
         let wanted = PASSED_ON.into_iter().filter(|signal| ignored & (1 << (signal.as_raw() - 1)) == 0);
-        let listen = |which: Signal| signal(SignalKind::from_raw(which.as_raw())).map(|listener| (which, listener));
-        Ok(Signals { passed_on: wanted.map(listen).collect::<io::Result<_>>()?, child: signal(SignalKind::child())? })
+        let listen = |number: i32, told: Signal| signal(SignalKind::from_raw(number)).map(|listener| (told, listener));
+        let told = |which: Signal| if any_stops && STOPS.contains(&which) { Signal::TERM } else { which };
+        let mut passed_on: Vec<_> =
+            wanted.map(|which| listen(which.as_raw(), told(which))).collect::<io::Result<_>>()?;
+        if any_stops {
+            passed_on.push(listen(STOP_OF_SYSTEMD, Signal::TERM)?);
+        }
+        Ok(Signals { passed_on, child: signal(SignalKind::child())? })
     }
 
     /// The next one: `Some` to pass on, `None` when a child has ended. May be cancelled.

@@ -561,3 +561,21 @@ async fn a_drainer_reaps_and_hears_as_the_first_process_of_its_container() {
     kill_process(inside, Signal::TERM).unwrap();
     assert_eq!(drainer.output().await.status.code(), Some(0));
 }
+
+/// The runtime stops a container by the signal that its image names; the job is told as ever.
+#[tokio::test]
+async fn whatever_signal_the_image_names_stops_the_job() {
+    for signal in ["QUIT", "USR1", "WINCH", "37", "TERM"] {
+        let server = Server::start().await;
+        let setup = Setup::in_pod(&server.url()).run_flags(&["--any-signal-stops"]);
+        let agent = setup.start_script("trap 'exit 4' TERM; echo $$ > pid; while :; do sleep 0.01; done");
+        line_of(&setup.path("pid")).await;
+        let pid = agent.pid.as_raw_nonzero().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        let output = agent.output().await;
+        assert_eq!(output.status.code(), Some(4), "{signal}: {}", stderr(&output));
+        let exit = json(&setup.run_dir().join("exit.json"));
+        assert_eq!(exit["class"], "stopped", "{signal}: {exit}");
+        server.complete().await;
+    }
+}

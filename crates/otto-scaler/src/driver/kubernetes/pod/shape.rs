@@ -337,8 +337,11 @@ impl Shape {
             labels: members(&part.labels),
             annotations: members(&part.annotations),
             agent_args: common.args(&["drain", "--wait"], std::slice::from_ref(&drain)),
-            // What programs may gain is the security context's to say.
-            job_args: common.args(&["run", "--allow-privilege-escalation"], &[exit_file, grace, hand_over, drain]),
+            // What programs may gain is the security context's to say; which signal stops a container, its image's.
+            job_args: common.args(
+                &["run", "--allow-privilege-escalation", "--any-signal-stops"],
+                &[exit_file, grace, hand_over, drain],
+            ),
             env,
         }
     }

@@ -144,7 +144,7 @@ fn the_whole_pod() {
                     "image": "debian:12",
                     "command": ["/otto/bin/otto-worker"],
                     "args": args(
-                        &["run", "--allow-privilege-escalation"],
+                        &["run", "--allow-privilege-escalation", "--any-signal-stops"],
                         &[
                             "--exit-file=/dev/termination-log",
                             "--grace=10000ms",
