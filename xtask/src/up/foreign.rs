@@ -41,7 +41,8 @@ pub(crate) fn busybox(wanted: &str, interrupt: &Interrupt) -> anyhow::Result<Str
         for name in tools::output(Command::new("busybox").arg("--list"))?.lines() {
             symlink("/usr/bin/busybox", bin.join(name)).with_context(|| format!("a link {name}"))?;
         }
-        folder.pack(&["busybox"], "USER 65532:65532\n")
+        // Jobs are to hear of their end whatever signal their image names for it.
+        folder.pack(&["busybox"], "USER 65532:65532\nSTOPSIGNAL SIGQUIT\n")
     })
 }
 
