@@ -338,7 +338,7 @@ impl Config {
             worker_binary: self.work.worker_binary.clone().unwrap_or_else(beside),
             worker_args: self.process.worker_arg.clone(),
             log_server: self.log_server.clone(),
-            auth_token_file: self.auth.auth_token_file.clone(),
+            auth_token_file: self.process.worker_token_file.clone().or_else(|| self.auth.auth_token_file.clone()),
             stop_grace: self.work.grace,
             drain_limit: self.process.drain_limit,
         }

@@ -94,6 +94,14 @@ fn what_pods_need_is_asked_of_events() {
 }
 
 #[test]
+fn workers_may_have_a_token_of_their_own() {
+    let of = |args: &[&str]| parse(args).unwrap().process().auth_token_file;
+    assert_eq!(of(&[]), None);
+    assert_eq!(of(&["--auth-token-file", "all"]), Some("all".into()));
+    assert_eq!(of(&["--auth-token-file", "all", "--worker-token-file", "logs"]), Some("logs".into()));
+}
+
+#[test]
 fn defaults_go_by_the_driver() {
     let process = parse(&[]).unwrap().options().unwrap();
     let kubernetes = ["--driver", "kubernetes", "--agent-image", "otto-worker"];

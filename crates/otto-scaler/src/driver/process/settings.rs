@@ -15,6 +15,10 @@ pub(crate) struct Settings {
     /// one a line.
     #[arg(long, env = "OTTO_WORKER_ARG", value_name = "FLAG", allow_hyphen_values = true, value_parser = one_word)]
     pub(crate) worker_arg: Vec<String>,
+    /// Driver process: file with the bearer token that workers present to the log server, which their jobs can read, too: one
+    /// of the log server's --worker-token-file. Default: that of --auth-token-file, which is good for everything.
+    #[arg(long, env = "OTTO_WORKER_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) worker_token_file: Option<PathBuf>,
     /// Output of an ended worker that the log server does not take is kept so long.
     #[arg(long, env = "OTTO_DRAIN_LIMIT", value_name = "TIME", default_value = "1d", value_parser = parse_duration)]
     pub(crate) drain_limit: Duration,
