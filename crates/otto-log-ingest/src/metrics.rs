@@ -98,6 +98,13 @@ impl Metrics {
             "Lines that were sent again and had been stored before",
             metrics.duplicate_lines.clone(),
         );
+        // From the start, so that the first one of each is a change.
+        for reason in [Retry::Hole, Retry::Busy, Retry::DiskFull] {
+            let _ = metrics.retries.get_or_create(&RetryLabels { reason });
+        }
+        for reason in [Dropped::Refused, Dropped::Foreign] {
+            let _ = metrics.dropped.get_or_create(&DroppedLabels { reason });
+        }
         registry.register("otto_log_retry", "Times a client was told to send again", metrics.retries.clone());
         registry.register(
             "otto_log_dropped_lines",

@@ -156,7 +156,7 @@ pub(crate) struct LimitArgs {
     #[arg(long, env = "OTTO_RECORD_RETENTION", value_name = "TIME", default_value = "7d", value_parser = retention)]
     pub(crate) record_retention: Duration,
     /// How long what is left of an ended worker is kept after its result is stored: its run directory, or its Pod. With
-    /// the driver kubernetes at least 10m.
+    /// the driver kubernetes at least 10m; a Pod whose job could not be started goes at once.
     #[arg(long, env = "OTTO_KEEP_ENDED", value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     pub(crate) keep_ended: Duration,
     /// Ended workers of which something is left: of more, the oldest are removed, however young they are. In a burst this
@@ -182,7 +182,8 @@ pub(crate) struct WorkArgs {
     /// Attempts of a job that fails by itself, if the event does not say.
     #[arg(long, env = "OTTO_DEFAULT_MAX_ATTEMPTS", value_name = "N", default_value = "1", value_parser = at_least_one)]
     pub(crate) default_max_attempts: u32,
-    /// Further attempts after failures that are not the job's (node lost, evicted, no process could be started).
+    /// Further attempts after failures that are not the job's (node lost, evicted, no process could be started). A start that
+    /// fails at once is tried again within --start-patience, however often.
     #[arg(long, env = "OTTO_INFRASTRUCTURE_RETRIES", value_name = "N", default_value = "3")]
     pub(crate) infrastructure_retries: u32,
     /// Wait before a second attempt; doubles with each further one.
@@ -336,7 +337,7 @@ impl Config {
         process::Options {
             data_dir: self.data_dir.clone(),
             worker_binary: self.work.worker_binary.clone().unwrap_or_else(beside),
-            worker_args: self.process.worker_arg.clone(),
+            worker_args: self.process.worker_args(),
             log_server: self.log_server.clone(),
             auth_token_file: self.process.worker_token_file.clone().or_else(|| self.auth.auth_token_file.clone()),
             stop_grace: self.work.grace,
@@ -350,7 +351,7 @@ impl Config {
             log_server: self.kubernetes.worker_log_server.clone().unwrap_or_else(|| self.log_server.clone()),
             settings: self.kubernetes.clone(),
             worker_image: self.work.worker_image.clone(),
-            worker_args: self.process.worker_arg.clone(),
+            worker_args: self.process.worker_args(),
             start_patience: self.work.start_patience,
             stop_grace: self.work.grace,
             drain_limit: self.process.drain_limit,

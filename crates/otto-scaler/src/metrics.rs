@@ -113,6 +113,10 @@ impl Metrics {
     /// Makes all of them readable under `otto_scaler_…`.
     pub(crate) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("otto_scaler");
+        // From the start, so that the first one of each is a change.
+        for result in ["applied", "already_processed", "dead_letter", "lost", "unavailable"] {
+            let _ = self.events.get_or_create(&ResultLabel { result });
+        }
         registry.register("events", "Scaling events by what came of them", self.events.clone());
         registry.register("workers", "Workers by state", self.workers.clone());
         registry.register("leader", "1: this replica leads; 0: it stands by", self.leader.clone());

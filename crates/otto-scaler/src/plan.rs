@@ -9,8 +9,8 @@
 //! - the job's own failures (`exited`, `out_of_memory`, `deadline`, `agent_lost`) count against `max_attempts`. An agent
 //!   that died is among them, because its job had begun and running it again might do its work twice;
 //! - failures of the place it ran on (`evicted`, `preempted`, `node_lost`, `volume`, `infrastructure`, `quota`,
-//!   `unschedulable`, `stopped` by somebody else) have a bound of their own, which ends nothing that fails before the job
-//!   begins, within the time it might have waited;
+//!   `unschedulable`, `stopped` by somebody else) have a bound of their own; what fails at once as `infrastructure`, before
+//!   its job begins, is tried again as long as it might have waited instead;
 //! - what would fail again (`image`, `config`, `admission`) is not tried again.
 //!
 //! A worker whose job cannot begin is stopped when [`patience`] is over, at once if there is no hope, and has failed because
@@ -254,8 +254,9 @@ fn failed(
     now: Millis,
 ) {
     worker.failing_since = match worker.failing_since {
-        _ if worker.started_at.is_some() => None,
-        since => since.or(Some(now)),
+        _ if outcome.class != Class::Infrastructure || worker.started_at.is_some() => None,
+        // One that waited has had its time, or part of it. (By one clock, which is not ours.)
+        since => since.or(Some(now - worker.created_at.map_or(0, |created| (at - created).max(0)))),
     };
     let retry = match blame(outcome.class) {
         Blame::Job => {
@@ -264,8 +265,7 @@ fn failed(
         }
         Blame::Infrastructure => {
             worker.infrastructure_failures = worker.infrastructure_failures.saturating_add(1);
-            worker.infrastructure_failures <= policy.infrastructure_retries
-                || (outcome.class == Class::Infrastructure && may_pass(worker, policy, now))
+            worker.infrastructure_failures <= policy.infrastructure_retries || may_pass(worker, policy, now)
         }
         Blame::Request => false,
     };
@@ -390,7 +390,10 @@ pub(crate) fn actions(stored: &Record, facts: &Facts, policy: &Policy, now: Mill
         } else if facts.creating.contains(key) {
             // Forgotten now, it would be taken for alive when the answer to its creation comes.
         } else if !wanted && worker.is_none_or(|worker| worker.phase != WorkerPhase::Stopping) {
-            ended(&mut plan, *key, fact, policy.keep_ended, now);
+            // Nobody needs a witness of a job that never began, and what is left of it keeps its node from others.
+            let began = fact.started_at.is_some() || worker.is_some_and(|worker| worker.started_at.is_some());
+            let keep = if fact.lingers && !began { 0 } else { policy.keep_ended };
+            ended(&mut plan, *key, fact, keep, now);
         }
     }
     plan
@@ -430,8 +433,6 @@ fn ended(plan: &mut Plan, key: Attempt, fact: &Fact, keep: Millis, now: Millis) 
     if fact.busy {
         return;
     }
-    // Nobody needs a witness of a job that never began, and what is left of it keeps its node from others.
-    let keep = if fact.lingers && fact.started_at.is_none() { 0 } else { keep };
     let due = fact.ended_since.map(|since| since + keep);
     match fact.hold.max(due).filter(|at| *at > now) {
         Some(at) => plan.wake_at(at),

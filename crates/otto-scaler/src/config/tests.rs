@@ -83,6 +83,8 @@ fn what_pods_need_is_asked_of_events() {
     let options = config.kubernetes();
     assert_eq!((options.worker_image.as_str(), options.worker_args), ("a", vec!["--spool-bytes=64MiB".to_owned()]));
 
+    let lines = parse(&["--driver", "kubernetes", "--worker-arg=--mask-env=A\n--mask-env=B \n"]).unwrap();
+    assert_eq!(lines.kubernetes().worker_args, ["--mask-env=A", "--mask-env=B "]);
     let problem = parse(&["--worker-arg=--mask-env=A --mask-env=B"]).unwrap_err();
     assert!(problem.contains("--worker-arg") && problem.contains("more than one flag"), "{problem}");
 

@@ -379,7 +379,10 @@ impl Controller {
                 task.facts.workers.entry(attempt).or_insert(Box::new(fact));
             }
             Err(DriverError::Busy { class, retry_after, message, common, unclear_for }) => {
-                self.metrics.driver_errors.inc();
+                // A full quota is a queue.
+                if class != Class::Quota {
+                    self.metrics.driver_errors.inc();
+                }
                 tracing::warn!(worker = self.driver.worker_name(key), message, "a worker cannot be created yet");
                 if unclear_for > 0 {
                     task.facts.unclear.insert(attempt, now + Millis::from(unclear_for));

@@ -150,7 +150,7 @@ impl KubernetesDriver {
             leadership,
             maker,
             anchor: Anchor::new(),
-            workers: Workers::default(),
+            workers: Workers::new(options.start_patience),
             synced: channel::Sender::new(Synced { wanted: 0, seen: None, why: waiting.clone() }),
             checked: channel::Sender::new(Checked::NotYet(waiting)),
             calls: Semaphore::new(calls.min(Semaphore::MAX_PERMITS)),

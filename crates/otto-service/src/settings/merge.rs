@@ -169,7 +169,6 @@ impl<'a> Merge<'a> {
         flag: &str,
         file: Option<&File>,
     ) -> Result<Option<Found>, Exit> {
-        let repeatable = matches!(arg.get_action(), ArgAction::Append);
         let secret_file = is_secret(arg).then(|| secret_file_of(command, flag)).flatten();
         if let Some(path) = secret_file.and_then(|file_arg| {
             levels
@@ -180,8 +179,7 @@ impl<'a> Merge<'a> {
         }
         if let Some(variable) = declared_variable(&self.declared, arg) {
             if let Some(value) = (self.env)(&variable) {
-                let values = if repeatable { lines(&value) } else { vec![value] };
-                return Ok(Some(Found { values, origin: format!("the environment variable {variable}") }));
+                return Ok(Some(Found { values: vec![value], origin: format!("the environment variable {variable}") }));
             }
             let variable = format!("{variable}_FILE");
             if let Some(path) = secret_file.and_then(|_| (self.env)(&variable)) {
@@ -193,6 +191,7 @@ impl<'a> Merge<'a> {
         if let Some(value) = file.values.get(flag) {
             let values = file::texts(value)
                 .map_err(|found| Exit::usage(format!("the key '{flag}' in {shown} (--config) has {found}")))?;
+            let repeatable = matches!(arg.get_action(), ArgAction::Append);
             if !repeatable && (value.is_array() || value.is_table()) {
                 return Err(Exit::usage(format!("the key '{flag}' in {shown} (--config) takes one value, not a list")));
             }
@@ -209,12 +208,6 @@ impl<'a> Merge<'a> {
             None => Ok(None),
         }
     }
-}
-
-/// The values of a flag that may be repeated, one a line. A value that is no text is one.
-fn lines(value: &OsString) -> Vec<OsString> {
-    let Some(text) = value.to_str() else { return vec![value.clone()] };
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(OsString::from).collect()
 }
 
 /// Adds `--x-file` beside every secret `--x`, and keeps values of the environment out of the help.

@@ -261,7 +261,7 @@ impl Shared {
             ),
             // It may have been this worker's, and its job may have begun.
             Ok(Whose::Nobodys) => refused(
-                Class::Infrastructure,
+                Class::NodeLost,
                 format!(
                     "a Pod named {name} was there and was deleted while the scaler looked; nobody knows what it did"
                 ),

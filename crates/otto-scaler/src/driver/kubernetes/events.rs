@@ -12,8 +12,8 @@ use super::errors::{Asked, Failure, explain};
 use crate::driver::{Waiting, WorkerKey};
 use crate::task::{Class, Outcome};
 
-/// Between two looks for Pods that say nothing.
-const EVERY: Duration = Duration::from_secs(2);
+/// Between two looks for Pods that say nothing: when a hundred nodes pull an image, there are many.
+const EVERY: Duration = Duration::from_millis(200);
 /// Events read of one Pod.
 const MOST: usize = 100;
 

@@ -24,6 +24,10 @@ const QUIET: Duration = Duration::from_secs(20);
 const QUIET_AGAIN: Duration = Duration::from_secs(60);
 /// At the longest.
 const QUIET_LONGEST: Duration = Duration::from_secs(600);
+/// So often, at least, within the time that a start is waited for,
+const LOOKS: u32 = 8;
+/// but not after less than this.
+const SHORTEST: Duration = Duration::from_secs(5);
 
 /// A request that nobody had an answer to does not come through any more after this: an API server gives up after 60 s.
 const DOUBT: Duration = Duration::from_secs(300);
@@ -136,9 +140,16 @@ pub(super) struct Found {
 pub(super) struct Workers {
     inner: Mutex<Inner>,
     news: Notify,
+    /// How long a start is waited for.
+    patience: Option<Duration>,
 }
 
 impl Workers {
+    /// `patience`: how long a start is waited for; 0: for ever.
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { patience: Some(patience).filter(|patience| !patience.is_zero()), ..Self::default() }
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -287,7 +298,10 @@ impl Workers {
             .filter(|(_, known)| known.quiet.as_ref().is_some_and(|quiet| quiet.look_at <= now))
             .min_by_key(|(_, known)| known.quiet.as_ref().map(|quiet| quiet.look_at))?;
         let quiet = known.quiet.as_mut()?;
-        quiet.look_at = now + QUIET_AGAIN.saturating_mul(1 << quiet.looks.min(8)).min(QUIET_LONGEST);
+        let pause = QUIET_AGAIN.saturating_mul(1 << quiet.looks.min(8)).min(QUIET_LONGEST);
+        // Several times before it is given up: what it waits for changes.
+        let often = self.patience.map_or(pause, |patience| (patience / LOOKS).max(SHORTEST));
+        quiet.look_at = now + pause.min(often);
         quiet.looks += 1;
         Some((key.clone(), known.uid.clone()))
     }

@@ -13,7 +13,7 @@ use rustix::fs::{Access, access};
 pub(crate) struct Settings {
     /// A further flag for every otto-worker, such as --worker-arg=--spool-bytes=64MiB; may be repeated. The variable holds
     /// one a line.
-    #[arg(long, env = "OTTO_WORKER_ARG", value_name = "FLAG", allow_hyphen_values = true, value_parser = one_word)]
+    #[arg(long, env = "OTTO_WORKER_ARG", value_name = "FLAG", allow_hyphen_values = true, value_delimiter = '\n', value_parser = one_word)]
     pub(crate) worker_arg: Vec<String>,
     /// Driver process: file with the bearer token that workers present to the log server, which their jobs can read, too: one
     /// of the log server's --worker-token-file. Default: that of --auth-token-file, which is good for everything.
@@ -22,6 +22,13 @@ pub(crate) struct Settings {
     /// Output of an ended worker that the log server does not take is kept so long.
     #[arg(long, env = "OTTO_DRAIN_LIMIT", value_name = "TIME", default_value = "1d", value_parser = parse_duration)]
     pub(crate) drain_limit: Duration,
+}
+
+impl Settings {
+    /// The further flags, without the empty line at the end of a text.
+    pub(crate) fn worker_args(&self) -> Vec<String> {
+        self.worker_arg.iter().filter(|word| !word.trim().is_empty()).cloned().collect()
+    }
 }
 
 /// A word of a command line. Two flags in one word would be a value of the first, and the second one without effect.

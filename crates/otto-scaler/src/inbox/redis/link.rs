@@ -62,8 +62,8 @@ impl std::str::FromStr for Url {
                     .with_retries(3),
             )
             .set_user_timeout(Duration::from_secs(20));
-        // The replies are read as RESP2 has them.
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
+        // The replies are read as RESP2 has them. The library's name would need another permission.
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
         Ok(Self(info.set_tcp_settings(tcp).set_redis_settings(settings)))
     }
 }

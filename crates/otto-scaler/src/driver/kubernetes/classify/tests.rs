@@ -361,7 +361,7 @@ fn what_happens_to_pods_that_were_made_up() {
             false,
             "waiting ~infrastructure: waits for init containers of the Pod template to be done: prepare",
         ),
-        // One whose image is being pulled.
+        // One whose image is being pulled: events tell.
         (
             json!({"spec": {"nodeName": "n"}, "status": {"phase": "Pending",
                 "conditions": [{"type": "Initialized", "status": "False", "reason": "ContainersNotInitialized",
@@ -370,7 +370,7 @@ fn what_happens_to_pods_that_were_made_up() {
                     {"name": "fetch", "state": {"waiting": {"reason": "PodInitializing"}}}],
                 "containerStatuses": [{"name": "job", "state": {"waiting": {"reason": "PodInitializing"}}}]}}),
             false,
-            "created",
+            "waiting ~infrastructure: waits for the image of an init container of the Pod template, or for its start: fetch",
         ),
         // It has `volume` in its name.
         (

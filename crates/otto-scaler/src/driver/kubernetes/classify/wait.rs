@@ -68,10 +68,11 @@ pub(super) fn waiting(look: &Look<'_>) -> Option<Waiting> {
     let Some(("False", "ContainersNotInitialized", message, _)) = look.condition("Initialized") else { return None };
     let names = message.split_once("incomplete status: [").and_then(|(_, names)| names.split_once(']'));
     let names = names.map_or(message, |(names, _)| names);
-    // Whose turn it is does not run: its image is being pulled.
     let turn = look.init_containers.iter().find(|container| names.split_whitespace().next() == Some(&container.name));
     if turn.is_some_and(|container| container.state.as_ref().is_some_and(|state| state.waiting.is_some())) {
-        return None;
+        let message =
+            format!("waits for the image of an init container of the Pod template, or for its start: {names}");
+        return Some(usual(Class::Infrastructure, message));
     }
     Some(usual(Class::Infrastructure, with("waits for init containers of the Pod template to be done", names)))
 }

@@ -379,17 +379,15 @@ fn same_as_pod(container: &mut Map<String, Value>, spec: &Map<String, Value>) {
 /// use it up. Where it has none, the agent's would be the Pod's.
 fn disk_of_its_own(agent: &mut Map<String, Value>, job: &Map<String, Value>, mebibytes: u64) {
     const DISK: &str = "ephemeral-storage";
-    let limit = |container: &Map<String, Value>| container.get("resources")?.get("limits")?.get(DISK).cloned();
-    if limit(job).is_none() || limit(agent).is_some() {
+    let says = |container: &Map<String, Value>, field: &str| {
+        container.get("resources").and_then(|resources| resources.get(field)?.get(DISK)).is_some()
+    };
+    if !says(job, "limits") || says(agent, "limits") || says(agent, "requests") {
         return;
     }
     let Some(resources) = agent.entry("resources").or_insert_with(|| json!({})).as_object_mut() else { return };
-    for (field, amount) in [("limits", format!("{mebibytes}Mi")), ("requests", "0".to_owned())] {
-        let amounts = resources.entry(field).or_insert_with(|| json!({}));
-        // What is not said of a request would be the limit.
-        if let Some(amounts) = amounts.as_object_mut() {
-            amounts.entry(DISK).or_insert_with(|| json!(amount));
-        }
+    if let Some(limits) = resources.entry("limits").or_insert_with(|| json!({})).as_object_mut() {
+        limits.insert(DISK.to_owned(), json!(format!("{mebibytes}Mi")));
     }
 }
 
