@@ -54,6 +54,7 @@ pub(crate) struct Options {
 pub(crate) struct Capture {
     control: Arc<Control>,
     done: oneshot::Receiver<Captured>,
+    copied: oneshot::Receiver<()>,
 }
 
 struct Control {
@@ -85,6 +86,7 @@ impl Capture {
             Source::new(stderr, LogSource::Stderr, options.stderr_level, secrets),
         ];
         let (sender, done) = oneshot::channel();
+        let (copy, copied) = oneshot::channel();
         let thread = Thread {
             sources,
             store: Store::new(writer, control.spool.clone(), &options, feedback.clone()),
@@ -95,10 +97,20 @@ impl Capture {
         };
         let run = move || {
             // Nobody to tell: the agent is ending.
-            let _ = sender.send(thread.run());
+            let (captured, tee) = thread.run();
+            let _ = sender.send(captured);
+            if let Some(tee) = tee {
+                tee.finish();
+            }
+            let _ = copy.send(());
         };
         thread::Builder::new().name("capture".into()).spawn(run).context("starting the capture's thread")?;
-        Ok(Capture { control, done })
+        Ok(Capture { control, done, copied })
+    }
+
+    /// When the copy of the output is with whoever reads it, or he was given up.
+    pub(crate) fn into_copied(self) -> oneshot::Receiver<()> {
+        self.copied
     }
 
     /// Waits for the end of both outputs. May be cancelled and called again.
@@ -129,7 +141,8 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(mut self) -> Captured {
+    /// And the copy, whose reader nothing else waits for.
+    fn run(mut self) -> (Captured, Option<Tee>) {
         let mut more = false;
         while self.sources.iter().any(|source| source.fd().is_some()) {
             if self.control.stop.load(Ordering::Acquire) {
@@ -146,10 +159,8 @@ impl Thread {
         for index in 0..self.sources.len() {
             self.end(index);
         }
-        if let Some(tee) = &self.options.tee {
-            tee.finish();
-        }
-        self.store.finish(&self.control.stop)
+        let Thread { store, options, control, .. } = self;
+        (store.finish(&control.stop), options.tee)
     }
 
     /// Until there is something to read or to do.
@@ -213,6 +224,7 @@ impl Thread {
                 tee.write(target, bytes);
             }
         };
+        store.begin_read(source.level);
         source.end(feedback.max_line(), Instant::now(), tee, &mut |piece| {
             store.push(&piece, attributes, &control.stop);
         });
@@ -224,6 +236,7 @@ impl Thread {
         for source in sources {
             if source.partial_due(options.partial_delay).is_some_and(|due| due <= now) {
                 let attributes = attributes(source);
+                store.begin_read(source.level);
                 source.flush_partial(now, &mut |piece| store.push(&piece, attributes, &control.stop));
             }
         }

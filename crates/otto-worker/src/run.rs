@@ -116,7 +116,7 @@ async fn run_in_span(
         None => deliveries.keep(spool.clone()),
     }
 
-    let (exit, captured, end_by) = match launched {
+    let (exit, captured, end_by, copied) = match launched {
         Ok(job) => {
             let pid = job.pid;
             let capture = Capture::start(job.outputs, options, writer, spool.clone(), feedback);
@@ -134,11 +134,11 @@ async fn run_in_span(
                 .inspect_err(|error| note_failure(run_dir.as_ref(), error, started_at_ms))?;
             let shortage = memory.and_then(|memory| memory.shortage());
             let exit = plan::exit_of(over.end, over.why, shortage, settings, started_at_ms, now_ms());
-            (exit, over.captured, over.end_by)
+            (exit, over.captured, over.end_by, Some(over.copied))
         }
         Err(error) => {
             tracing::error!("{error}");
-            (plan::exit_of_launch(&error, started_at_ms, now_ms()), nothing(writer), None)
+            (plan::exit_of_launch(&error, started_at_ms, now_ms()), nothing(writer), None, None)
         }
     };
     tracing::Span::current().record("otto.exit_code", exit.exit_code);
@@ -154,6 +154,10 @@ async fn run_in_span(
             let _ = tokio::join!(rest, note_again(dir, &exit));
         }
         None => rest.await,
+    }
+    if let Some(copied) = copied {
+        // Bounded by itself.
+        let _ = copied.await;
     }
     Ok(code(exit.exit_code))
 }

@@ -131,7 +131,7 @@ impl Uploader {
         spool: Spool,
         feedback: Arc<Feedback>,
     ) -> (Self, Watcher) {
-        let (reporter, watcher) = progress::channel(spool.first_available() - 1);
+        let (reporter, watcher) = progress::channel(spool.next_to_send() - 1);
         let incomplete = spool.is_incomplete();
         let uploader = Uploader {
             client: server.connect(),
@@ -203,8 +203,10 @@ impl Uploader {
         let config = accepted(response)?;
         let acked = self.reporter.acked();
         if is_new && acked > 0 && !self.by_entries {
-            tracing::warn!("the log server does not know this run any more: its lines up to {acked} are lost there");
-            self.lost_lines();
+            tracing::warn!(
+                "the log server does not know this run any more: its lines up to {acked} are lost there; those that are \
+                 still here are sent again"
+            );
         }
         Ok(config)
     }

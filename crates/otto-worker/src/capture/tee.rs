@@ -18,6 +18,9 @@ const QUEUE_BYTES: usize = 1 << 20;
 /// How long a reader may take nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a reader who takes a little again and again may keep the end waiting.
+pub(crate) const LAST: Duration = Duration::from_secs(2);
+
 /// Where to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -88,12 +91,13 @@ impl Tee {
         self.0.filled.notify_one();
     }
 
-    /// Waits until all is written, or nothing was for [`PATIENCE`].
+    /// Waits until all is written, or nothing was for [`PATIENCE`]; for [`LAST`] at the longest.
     pub(crate) fn finish(&self) {
         let mut state = self.0.state();
         state.closed = true;
         self.0.filled.notify_one();
-        while state.bytes > 0 && !state.stalled {
+        let until = Instant::now() + LAST;
+        while state.bytes > 0 && !state.stalled && Instant::now() < until {
             state = self.wait(state, PATIENCE);
         }
     }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::sync::oneshot;
 
 use crate::capture::{Capture, Captured};
 use crate::child::{Act, JobEnd, Signals, Stop, Why, end_rest, reap};
@@ -15,6 +16,8 @@ pub(super) struct Over {
     /// When whoever told us to stop will kill us.
     pub(super) end_by: Option<Instant>,
     pub(super) captured: Captured,
+    /// When the copy of the output is with whoever reads it.
+    pub(super) copied: oneshot::Receiver<()>,
 }
 
 /// Returns when the job has ended, nothing of it is left, and all it printed is in the spool.
@@ -91,7 +94,7 @@ pub(super) async fn supervise(
             capture.ended().await?
         }
     };
-    Ok(Over { end, why: stop.why(), end_by, captured })
+    Ok(Over { end, why: stop.why(), end_by, captured, copied: capture.into_copied() })
 }
 
 /// To the job's process group. It may be gone already.

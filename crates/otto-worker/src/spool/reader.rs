@@ -27,31 +27,63 @@ impl Reader {
             holds.or(state.segments.front()).map_or(0, |segment| segment.number)
         };
         let mut reader = Reader { spool, segment: start, offset: 0, file: None };
-        while let Some(located) = reader.locate()? {
-            match located.head().end() {
-                Some(end) if end <= sequence => reader.offset = located.next,
-                _ => break,
+        loop {
+            match reader.locate() {
+                Ok(Some(located)) if located.head().end().is_some_and(|end| end <= sequence) => {
+                    reader.offset = located.next;
+                }
+                Ok(_) => return Ok(reader),
+                Err(error) => reader.over(error)?,
             }
         }
-        Ok(reader)
     }
 
-    /// The next record; `None`: there is none yet.
+    /// The next record; `None`: there is none yet. What is damaged is passed over: the next one's sequence shows the hole.
     ///
     /// # Errors
-    /// When the files cannot be read, or are damaged.
+    /// When the files cannot be read.
     pub(crate) fn next(&mut self) -> io::Result<Option<Record>> {
-        if let Some(record) = self.recent() {
-            return Ok(Some(record));
+        loop {
+            if let Some(record) = self.recent() {
+                return Ok(Some(record));
+            }
+            let located = match self.locate() {
+                Ok(Some(located)) => located,
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    self.over(error)?;
+                    continue;
+                }
+            };
+            let Some((_, file)) = &self.file else { return Ok(None) };
+            // Its head is whole, and says where the next one begins.
+            self.offset = located.next;
+            match located.read(file) {
+                Ok(record) => return Ok(Some(record)),
+                // Acknowledged and removed meanwhile.
+                Err(_) if !self.is_there() => {}
+                Err(error) if record::is_damage(&error) => {
+                    tracing::warn!("the spool is damaged, a record is lost: {error}");
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let Some(located) = self.locate()? else { return Ok(None) };
-        let next = located.next;
-        let record = match &self.file {
-            Some((_, file)) => located.read(file)?,
-            None => return Ok(None),
+    }
+
+    /// Over what has no head: nobody knows where the next record begins, except in the next segment.
+    fn over(&mut self, error: io::Error) -> io::Result<()> {
+        let here = self.segment;
+        let state = self.spool.state();
+        let Some(segment) = state.segments.iter().find(|segment| segment.number == here) else {
+            // Acknowledged and removed meanwhile.
+            return Ok(());
         };
-        self.offset = next;
-        Ok(Some(record))
+        if !record::is_damage(&error) {
+            return Err(error);
+        }
+        tracing::warn!("the spool is damaged, the rest of a segment is lost: {error}");
+        self.offset = segment.bytes;
+        Ok(())
     }
 
     /// From memory, if it is there. What lies before is of no use to anybody and is forgotten.

@@ -149,6 +149,12 @@ pub(super) fn locate(file: &File, offset: u64) -> io::Result<Located> {
     Ok(Located { record, payload_at, payload_bytes, next: payload_at + u64::from(payload_bytes) })
 }
 
+/// What is there is not what was written, or cannot be read (a bad sector): the rest may be whole.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }

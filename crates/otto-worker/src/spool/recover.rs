@@ -77,14 +77,25 @@ fn scan(dir: &Path, acked: u64) -> io::Result<Scan> {
             let located = match record::locate(&file, segment.bytes) {
                 Ok(located) if located.next <= length => located,
                 Ok(_) => break,
-                Err(error) if is_damage(&error) => break,
+                Err(error) if record::is_damage(&error) => break,
                 Err(error) => return Err(error),
             };
             let next = located.next;
             // The payload is read too: what is damaged is to be known before it is sent.
+            let end = located.head().end();
             let record = match located.read(&file) {
                 Ok(record) => record,
-                Err(error) if is_damage(&error) => break,
+                // Others follow: it alone is lost.
+                Err(error)
+                    if record::is_damage(&error)
+                        && record::locate(&file, next).is_ok_and(|following| following.next <= length) =>
+                {
+                    tracing::warn!("{} is damaged: a record of it is lost", segment_path(dir, number).display());
+                    state.next_sequence = state.next_sequence.max(end.unwrap_or(0));
+                    segment.bytes = next;
+                    continue;
+                }
+                Err(error) if record::is_damage(&error) => break,
                 Err(error) => return Err(error),
             };
             if let (Some(first), Some(end)) = (record.first(), record.end()) {
@@ -113,8 +124,4 @@ fn scan(dir: &Path, acked: u64) -> io::Result<Scan> {
     }
     state.segments = segments;
     Ok(Scan { state, finished })
-}
-
-fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }

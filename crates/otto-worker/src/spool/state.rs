@@ -78,6 +78,8 @@ pub(super) struct State {
     pub(super) gap_lines: u64,
     /// No record will be added.
     pub(super) complete: bool,
+    /// So many want acknowledged segments to stay.
+    pub(super) held: u32,
 }
 
 impl Default for State {
@@ -91,6 +93,7 @@ impl Default for State {
             recent_bytes: 0,
             gap_lines: 0,
             complete: false,
+            held: 0,
         }
     }
 }
@@ -133,9 +136,28 @@ impl Spool {
         self.0.files.access
     }
 
-    /// Sequence of the oldest line that can still be sent.
-    pub(crate) fn first_available(&self) -> u64 {
+    /// Sequence of the line after those that the log server has acknowledged.
+    pub(crate) fn next_to_send(&self) -> u64 {
         self.state().acked + 1
+    }
+
+    /// Sequence of the oldest line that can still be sent, acknowledged or not, and keeps it so until the answer is dropped:
+    /// a log server may have lost what it acknowledged.
+    pub(crate) fn hold(&self) -> Held {
+        let mut state = self.state();
+        state.held += 1;
+        let first = state.segments.front().map_or(u64::MAX, |segment| segment.first);
+        Held { spool: self.clone(), first: first.min(state.acked + 1) }
+    }
+
+    /// The log server has less than it had acknowledged: what lies after `sequence` is to be sent again.
+    pub(crate) fn back_to(&self, sequence: u64) {
+        let mut state = self.state();
+        if sequence < state.acked {
+            state.acked = sequence;
+            drop(state);
+            self.note_acked(sequence);
+        }
     }
 
     /// What the log server does not have yet.
@@ -185,6 +207,8 @@ impl Spool {
     pub(super) fn remove_segments(&self, numbers: &[u64]) {
         for number in numbers {
             let path = segment_path(self.dir(), *number);
+            // A reader may have it open still: its room is free all the same.
+            let _ = File::options().write(true).open(&path).and_then(|file| file.set_len(0));
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!("removing {}: {error}", path.display());
             }
@@ -268,11 +292,31 @@ impl Spool {
     }
 }
 
+/// Segments that are acknowledged and kept all the same. Dropped, they may go.
+pub(crate) struct Held {
+    spool: Spool,
+    /// Sequence of the oldest line that can be sent.
+    pub(crate) first: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let freed = {
+            let mut state = self.spool.state();
+            state.held = state.held.saturating_sub(1);
+            state.free()
+        };
+        self.spool.remove_segments(&freed);
+        self.spool.0.room.notify_all();
+    }
+}
+
 impl State {
     /// Takes out the segments that are acknowledged and not being written; returns their numbers.
     fn free(&mut self) -> Vec<u64> {
         let mut freed = Vec::new();
-        while self.segments.len() > 1
+        while self.held == 0
+            && self.segments.len() > 1
             && let Some(segment) = self.segments.front()
             && segment.end <= self.acked + 1
         {

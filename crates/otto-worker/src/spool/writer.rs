@@ -58,12 +58,13 @@ impl Writer {
         if !fits && !self.spool.fits(&self.spool.state(), bytes, at_end) {
             return Err(AppendError::Full);
         }
-        if let Err(error) = write_both(&self.file, self.offset, &head, &payload) {
-            // What was written of it only takes room; the next record is written over it.
-            if let Err(error) = self.file.set_len(self.offset) {
-                tracing::debug!("cutting off what was written of a record: {error}");
+        if let Err(error) = self.write(&head, &payload) {
+            // A disk that is full of what was acknowledged has room again with a new segment.
+            if !matches!(error, AppendError::Full) || !self.spool.state().last_is_acknowledged() {
+                return Err(error);
             }
-            return Err(full_or_io(error));
+            *self = Writer::begin(self.spool.clone(), self.segment_bytes).map_err(full_or_io)?;
+            self.write(&head, &payload)?;
         }
         let (offset, next) = (self.offset, self.offset + bytes);
         self.offset = next;
@@ -74,6 +75,16 @@ impl Writer {
         };
         self.spool.added(Recent { segment: self.number, offset, next, record, bytes }, end, gap_lines);
         Ok(())
+    }
+
+    fn write(&self, head: &[u8], payload: &[u8]) -> Result<(), AppendError> {
+        write_both(&self.file, self.offset, head, payload).map_err(|error| {
+            // What was written of it only takes room; the next record is written over it.
+            if let Err(error) = self.file.set_len(self.offset) {
+                tracing::debug!("cutting off what was written of a record: {error}");
+            }
+            full_or_io(error)
+        })
     }
 
     /// Sequence the next record begins at.

@@ -28,12 +28,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 impl Uploader {
     pub(super) async fn send_batches(&mut self, config: &LoggingConfig) -> Result<Delivered, Break> {
         let (outbound, receiver) = mpsc::channel(QUEUE);
-        let first_available = self.spool.first_available();
+        let held = self.spool.hold();
         let open = OpenRun {
             worker_id: self.run.worker_id.clone(),
             task_id: self.run.task_id.clone(),
             run_id: self.run.run_id.clone(),
-            first_available,
+            first_available: held.first,
         };
         // Sent before the call, whose answer may wait for it.
         outbound.try_send(message(Ask::Open(open))).map_err(|_| Break::Ended)?;
@@ -52,9 +52,10 @@ impl Uploader {
             _ => return Err(Break::Protocol("its first answer on a batch stream is not `opened`")),
         };
         self.reporter.connected();
-        let Some(session) = self.begin(&opened, config, first_available)? else {
+        let Some(session) = self.begin(&opened, config, held.first)? else {
             return Ok(Delivered { missing: 0 });
         };
+        drop(held);
         self.exchange(session, outbound, &mut inbound).await
     }
 
@@ -74,12 +75,15 @@ impl Uploader {
         if stored > pending.last_sequence && !self.spool.is_complete() {
             return Err(Break::Protocol("it says it has lines of this run that were not printed yet"));
         }
-        // It may go on from an older line, and note the gap itself.
-        if stored + 1 < first_available {
+        // A server that lost what it had acknowledged gets it again, as far as it is still here; it notes itself what is
+        // missing before that, and may have done so already.
+        let lost = stored + 1 < self.spool.next_to_send();
+        if lost && stored < first_available && first_available > 1 {
             self.lost_lines();
         }
         // A spool that lost its end in a crash of the machine may know less than the server.
         let acked = stored.max(first_available - 1);
+        self.spool.back_to(acked);
         self.acknowledged(acked);
         let config = opened.config.as_ref().unwrap_or(config);
         self.feedback.limit_lines(config.max_message_size);

@@ -43,7 +43,7 @@ struct Outgoing {
 
 impl Uploader {
     pub(super) async fn send_entries(&mut self, config: &LoggingConfig) -> Result<Delivered, Break> {
-        let acked = self.spool.first_available() - 1;
+        let acked = self.spool.next_to_send() - 1;
         let mut session = Session {
             form: Form {
                 worker_id: self.run.worker_id.clone(),

@@ -197,6 +197,22 @@ impl Agent {
         kill_process(self.pid, signal).unwrap();
     }
 
+    /// Reads its standard output, little by little.
+    pub(crate) fn trickle(&mut self) -> tokio::task::JoinHandle<()> {
+        use tokio::io::AsyncReadExt as _;
+        let mut stdout = self.child.stdout.take().unwrap();
+        tokio::spawn(async move {
+            let mut bytes = [0; 4096];
+            while stdout.read(&mut bytes).await.is_ok_and(|count| count > 0) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        })
+    }
+
+    pub(crate) async fn ended(&mut self) -> std::process::ExitStatus {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("the agent ends").unwrap()
+    }
+
     pub(crate) async fn output(self) -> Output {
         tokio::time::timeout(PATIENCE, self.child.wait_with_output()).await.expect("the agent ends").unwrap()
     }

@@ -1,6 +1,9 @@
 //! A log server that is late, away, forgetful or picky.
 
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
+
+use otto_proto::v1::log_gap;
 
 use crate::agent::{Setup, eventually, stderr};
 use crate::server::{Faults, Server, Tunnel, lose_everything};
@@ -161,7 +164,7 @@ async fn what_was_refused_is_still_known_when_another_drains_the_spool() {
 }
 
 #[tokio::test]
-async fn lost_data_becomes_a_gap_and_no_loop() {
+async fn data_that_the_server_lost_is_sent_again() {
     let mut server = Server::start().await;
     let setup = Setup::new(&server.url());
     let agent = setup.start_script("seq 1 10; while [ ! -e go ]; do sleep 0.01; done; seq 11 20");
@@ -178,9 +181,35 @@ async fn lost_data_becomes_a_gap_and_no_loop() {
     std::fs::write(setup.path("go"), "").unwrap();
     server.appear().await;
     assert!(agent.output().await.status.success());
+    let run = server.complete().await;
+    assert_eq!(run.messages(), numbers(20));
+    assert!(run.gaps.is_empty(), "{:?}", run.gaps);
+}
+
+/// What was acknowledged and is not here any more is a gap, and ends no loop.
+#[tokio::test]
+async fn data_that_is_nowhere_any_more_is_a_gap() {
+    let mut server = Server::start().await;
+    // Segments of 128 KiB: the first ones are gone when the server has their lines.
+    let flags = ["--tee", "false", "--spool-bytes", "1MiB", "--compression", "none"];
+    let setup = Setup::new(&server.url()).flags(&flags);
+    let agent = setup.start_script("seq 1 200000; while [ ! -e go ]; do sleep 0.01; done; seq 200001 200020");
+    eventually("the agent knows", || {
+        let runs = std::fs::read_dir(setup.spool()).into_iter().flatten();
+        let mut acked = runs.flatten().filter_map(|run| std::fs::read(run.path().join("acked")).ok());
+        acked.any(|acked| acked.starts_with(&200_000_u64.to_le_bytes())).then_some(())
+    })
+    .await;
+    server.vanish();
+    lose_everything(&server.store);
+    std::fs::write(setup.path("go"), "").unwrap();
+    server.appear().await;
+    assert!(agent.output().await.status.success());
     let run = server.complete_without_digest().await;
-    assert_eq!(run.messages(), numbers(20)[10..]);
-    assert_eq!((run.gaps.len(), run.gaps[0].first_sequence, run.gaps[0].last_sequence), (1, 1, 10));
+    let [gap] = &run.gaps[..] else { panic!("{:?}", run.gaps) };
+    assert_eq!(gap.first_sequence, 1);
+    assert!(gap.last_sequence < 200_000, "{gap:?}");
+    assert!(run.messages() == numbers(200_020)[usize::try_from(gap.last_sequence).unwrap()..]);
 }
 
 #[tokio::test]
@@ -242,4 +271,33 @@ async fn told_to_end_it_does_not_wait_for_the_server() {
     assert!(stderr(&output).contains("1 line is kept"), "{}", stderr(&output));
     // Somebody may still send it.
     assert!(!setup.path("run/drained").exists());
+}
+
+/// One bad byte on the worker's disk costs one block, and nobody waits for it.
+#[tokio::test]
+async fn a_damaged_record_of_the_spool_costs_itself_alone() {
+    let mut server = Server::start().await;
+    server.vanish();
+    let setup = Setup::new(&server.url()).flags(&["--tee", "false", "--compression", "none"]);
+    let agent = setup.start_script("seq 1000000; while [ ! -e go ]; do sleep 0.01; done");
+    let segment = |number: u32| {
+        let mut runs = std::fs::read_dir(setup.spool()).ok()?.flatten();
+        let path = runs.next()?.path().join(format!("{number:08}.seg"));
+        Some((path.metadata().ok()?.len(), path))
+    };
+    // The first segment is whole: the next one has begun.
+    let path = eventually("the spool fills", || segment(2).and_then(|_| segment(1)).map(|(_, path)| path)).await;
+    // Behind what is in memory.
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 3 << 20).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 3 << 20).unwrap();
+    server.appear().await;
+    std::fs::write(setup.path("go"), "").unwrap();
+    assert!(agent.output().await.status.success());
+    let run = server.complete_without_digest().await;
+    let [gap] = &run.gaps[..] else { panic!("{:?}", run.gaps) };
+    assert_eq!(gap.reason(), log_gap::Reason::Damaged);
+    let missing = usize::try_from(gap.last_sequence + 1 - gap.first_sequence).unwrap();
+    assert!(missing < 200_000 && run.lines.len() + missing == 1_000_000, "{missing} of {}", run.lines.len());
 }

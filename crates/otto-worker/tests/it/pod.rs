@@ -579,3 +579,20 @@ async fn whatever_signal_the_image_names_stops_the_job() {
         server.complete().await;
     }
 }
+
+/// Whoever reads the copy of the output keeps neither the log nor the job's end waiting.
+#[tokio::test]
+async fn a_slow_reader_of_the_copy_holds_up_nothing() {
+    let server = Server::start().await;
+    let setup = Setup::in_pod(&server.url());
+    let mut agent = setup.start_script("seq 1 100000");
+    // A little again and again: never nothing for long.
+    let reader = agent.trickle();
+    let began = Instant::now();
+    eventually("the end is noted", || setup.run_dir().join("exit.json").exists().then_some(())).await;
+    let run = server.complete().await;
+    assert_eq!(run.lines.len(), 100_000);
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(agent.ended().await.code(), Some(0));
+    reader.abort();
+}

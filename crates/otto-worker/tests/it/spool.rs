@@ -5,6 +5,7 @@ use std::time::Duration;
 use otto_proto::v1::{LogLevel, log_gap};
 
 use crate::agent::{Setup, eventually, stderr};
+use crate::container;
 use crate::server::Server;
 
 fn files_bytes(setup: &Setup) -> u64 {
@@ -77,7 +78,7 @@ async fn lines_are_dropped_and_the_gap_is_told() {
     ];
     let setup = Setup::new(&server.url()).flags(&flags);
     let agent = setup
-        .start_script("seq 1 500000; echo important >&2; touch done; while [ ! -e go ]; do sleep 0.01; done; echo end");
+        .start_script("seq 1 500000; echo important >&2; printf unended >&2; touch done; while [ ! -e go ]; do sleep 0.01; done; echo end");
     eventually("the job goes on", || setup.path("done").exists().then_some(())).await;
     assert!(files_bytes(&setup) <= 1 << 20);
     server.appear().await;
@@ -89,10 +90,26 @@ async fn lines_are_dropped_and_the_gap_is_told() {
     let run = server.complete().await;
     // Lines below level error first.
     let messages = run.messages();
-    assert!(messages.contains(&"important".to_owned()) && messages.last().unwrap() == "end");
-    assert_eq!(run.lines.iter().filter(|line| line.level == LogLevel::Error).count(), 1);
+    assert!(messages.contains(&"important".to_owned()) && messages.contains(&"unended".to_owned()));
+    assert!(messages.contains(&"end".to_owned()));
+    assert_eq!(run.lines.iter().filter(|line| line.level == LogLevel::Error).count(), 2);
     let missing: u64 = run.gaps.iter().map(|gap| gap.last_sequence - gap.first_sequence + 1).sum();
     assert!(run.gaps.iter().all(|gap| gap.reason() == log_gap::Reason::SpoolFull));
     assert!(missing > 0);
-    assert_eq!(missing + run.lines.len() as u64, 500_002);
+    assert_eq!(missing + run.lines.len() as u64, 500_003);
+}
+
+/// The disk is full of what the log server has: that is no reason to wait.
+#[tokio::test]
+async fn a_disk_that_is_full_of_what_was_acknowledged_has_room() {
+    let server = Server::start().await;
+    let setup = Setup::new(&server.url()).flags(&["--tee", "false", "--compression", "none"]);
+    std::fs::create_dir(setup.spool()).unwrap();
+    let mut wrapper = container::unshare(&["-m"]);
+    let mount = format!("mount -t tmpfs -o size=3m none {} && exec \"$@\"", setup.spool().display());
+    wrapper.extend(["sh".to_owned(), "-c".to_owned(), mount, "sh".to_owned()]);
+    let setup = setup.wrapper(&wrapper);
+    let output = setup.run_script("seq 1 1000000").await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(server.complete().await.lines.len(), 1_000_000);
 }
