@@ -166,8 +166,9 @@ pub struct Limits {
     #[arg(long, env = "OTTO_DISK_FULL_DELAY", value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
     pub disk_full_delay: Duration,
 
-    /// Followers of a task that has ended wait so long for a worker which has not finished its log and is not connected.
-    #[arg(long, env = "OTTO_TAIL_LINGER", value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    /// Followers of a task that has ended wait so long for a worker which has not finished its log and is not connected:
+    /// longer than a worker takes to notice that its connection is dead, and to come back.
+    #[arg(long, env = "OTTO_TAIL_LINGER", value_name = "TIME", default_value = "45s", value_parser = parse_duration)]
     pub tail_linger: Duration,
 }
 

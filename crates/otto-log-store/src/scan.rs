@@ -45,7 +45,7 @@ impl Shape {
 pub(crate) fn shape(file: &File, place: Place) -> io::Result<Shape> {
     let mut shape = Shape { end: FILE_HEADER as u64, last_commit: FILE_HEADER as u64, ..Shape::default() };
     let mut damage: Vec<(u64, u64)> = Vec::new();
-    walk(file, place, u64::MAX, true, |found| {
+    let unreadable = walk(file, place, u64::MAX, true, |found| {
         let (offset, header) = match found {
             Found::Record(offset, header, _) => {
                 shape.any = true;
@@ -65,6 +65,10 @@ pub(crate) fn shape(file: &File, place: Place) -> io::Result<Shape> {
         debug_assert!(header.commit_start <= offset);
         shape.last_commit = shape.last_commit.max(header.commit_start);
     })?;
+    // In the last commit it may have been acknowledged, and nothing of it may be cut off.
+    if let Some((_, error)) = unreadable.into_iter().find(|(to, _)| *to > shape.last_commit) {
+        return Err(error);
+    }
     for (from, to) in damage {
         if to > shape.last_commit {
             shape.torn_at.get_or_insert(from.max(shape.last_commit));
@@ -80,14 +84,15 @@ pub(crate) fn shape(file: &File, place: Place) -> io::Result<Shape> {
 }
 
 /// Reads a file up to `until`. Bodies of blocks are checked only if `verify`. The free space at the end of a file is not
-/// reported, unless it is not zeros.
+/// reported, unless it is not zeros. What the disk does not give (a bad sector) is taken for zeros, and so for damage;
+/// returns where such places end, and what the disk said.
 pub(crate) fn walk(
     file: &File,
     place: Place,
     until: u64,
     verify: bool,
     mut found: impl FnMut(Found<'_>),
-) -> io::Result<()> {
+) -> io::Result<Vec<(u64, io::Error)>> {
     let mut window = Window::new(file, until)?;
     let mut offset = FILE_HEADER as u64;
     while offset < window.len {
@@ -99,7 +104,7 @@ pub(crate) fn walk(
                     if let Some(last) = window.last_not_zero(offset)? {
                         found(Found::Damaged(offset, last + 1));
                     }
-                    return Ok(());
+                    return Ok(window.unreadable);
                 }
             }
             offset = next.unwrap_or(window.len);
@@ -120,7 +125,7 @@ pub(crate) fn walk(
         }
         offset += size;
     }
-    Ok(())
+    Ok(window.unreadable)
 }
 
 /// A stretch of the file in memory.
@@ -129,13 +134,29 @@ struct Window<'a> {
     len: u64,
     start: u64,
     buffer: Vec<u8>,
+    /// Ends of places that cannot be read, and why.
+    unreadable: Vec<(u64, io::Error)>,
 }
 
+/// Read alone when a larger read fails: what disks lose at once.
+const SECTOR: u64 = 4 << 10;
 const STRETCH: usize = 128 << 10;
+
+fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+fn read(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    #[cfg(test)]
+    if tests::BAD.with_borrow(|bad| bad.iter().any(|at| (offset..offset + buffer.len() as u64).contains(at))) {
+        return Err(rustix::io::Errno::IO.into());
+    }
+    file.read_exact_at(buffer, offset)
+}
 
 impl<'a> Window<'a> {
     fn new(file: &'a File, until: u64) -> io::Result<Self> {
-        Ok(Self { file, len: file.metadata()?.len().min(until), start: 0, buffer: Vec::new() })
+        Ok(Self { file, len: file.metadata()?.len().min(until), start: 0, buffer: Vec::new(), unreadable: Vec::new() })
     }
 
     /// `None`: the file ends before.
@@ -147,10 +168,32 @@ impl<'a> Window<'a> {
             let wanted = (len.max(STRETCH) as u64).min(self.len - offset) as usize;
             self.buffer.resize(wanted, 0);
             self.start = offset;
-            self.file.read_exact_at(&mut self.buffer, offset)?;
+            match read(self.file, &mut self.buffer, offset) {
+                Err(error) if is_unreadable(&error) => self.read_by_sectors(offset)?,
+                other => other?,
+            }
         }
         let from = (offset - self.start) as usize;
         Ok(Some(&self.buffer[from..from + len]))
+    }
+
+    /// Fills the buffer with what there is, and zeros.
+    fn read_by_sectors(&mut self, offset: u64) -> io::Result<()> {
+        let end = offset + self.buffer.len() as u64;
+        let mut at = offset;
+        while at < end {
+            let next = ((at / SECTOR + 1) * SECTOR).min(end);
+            let sector = &mut self.buffer[(at - offset) as usize..(next - offset) as usize];
+            match read(self.file, sector, at) {
+                Err(error) if is_unreadable(&error) => {
+                    sector.fill(0);
+                    self.unreadable.push((next, error));
+                }
+                other => other?,
+            }
+            at = next;
+        }
+        Ok(())
     }
 
     fn header(&mut self, place: Place, offset: u64) -> io::Result<Option<Header>> {
@@ -197,6 +240,35 @@ mod tests {
     use super::*;
     use crate::batch::{Batch, Body};
     use crate::record::Header;
+
+    thread_local! {
+        /// Bytes that the disk does not give.
+        pub(super) static BAD: std::cell::RefCell<Vec<u64>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+
+    /// Larger than a sector.
+    #[test]
+    fn what_the_disk_does_not_give_is_damage_but_not_in_the_last_commit() {
+        let mut bytes = vec![0; FILE_HEADER];
+        let (mut offsets, mut commits) = (Vec::new(), Vec::new());
+        for commit in 0..4u64 {
+            let mut batch = Batch::new(PLACE, bytes.len() as u64);
+            commits.push(bytes.len() as u64);
+            let body = vec![7; 20_000];
+            offsets.push(batch.push(Header::new(Kind::Event, 1, commit, &body, 0), Body::Copied(&body)));
+            for slice in batch.slices() {
+                bytes.extend_from_slice(&slice);
+            }
+        }
+        let file = file(&bytes);
+        BAD.set(vec![offsets[1] + 9_000]);
+        let looked = shape(&file, PLACE).unwrap();
+        assert_eq!((looked.damaged, looked.torn_at, looked.cut()), (true, None, bytes.len() as u64));
+        assert_eq!(whole(&file, u64::MAX).len(), 3);
+        BAD.set(vec![offsets[3] + 9_000]);
+        assert!(shape(&file, PLACE).is_err_and(|error| is_unreadable(&error)));
+        BAD.take();
+    }
 
     const PLACE: Place = Place { salt: 11, segment: 5, generation: 0 };
 

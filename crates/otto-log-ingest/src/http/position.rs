@@ -42,7 +42,10 @@ impl Position {
     /// that it does not leave out.
     pub(super) fn decode(text: &str, question: Question<'_>, runs: &mut Vec<RunInfo>) -> Option<Self> {
         let token = Token::decode(text, question.task_id, question.worker_id, question.run_id)?;
-        runs.retain(|run| run.id.0 >= token.floor);
+        // Numbers of runs are the store's: a place in another one leaves out nothing here.
+        if token.fits(runs) {
+            runs.retain(|run| run.id.0 >= token.floor);
+        }
         let mut position = Self { runs: BTreeMap::new(), event: token.event };
         for run in runs {
             if let Some(next) = token.next_of(run.id, &run.key) {
@@ -100,5 +103,9 @@ mod tests {
         assert_eq!(now.iter().map(|run| run.id.0).collect::<Vec<_>>(), [3, 4, 8]);
         assert_eq!(Position::decode(&text, Question { task_id: "u", ..question }, &mut now), None);
         assert_eq!(Position::decode("nonsense", question, &mut now), None);
+        // The same runs by other numbers, in a store that was made anew.
+        let mut anew = vec![RunInfo { id: RunId(1), ..run(3, 5) }, RunInfo { id: RunId(2), ..run(4, 5) }];
+        let position = Position::decode(&text, question, &mut anew).unwrap();
+        assert_eq!((anew.len(), position.runs.len()), (2, 0));
     }
 }

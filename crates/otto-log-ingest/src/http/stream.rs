@@ -177,8 +177,14 @@ impl Source {
                     self.end("error", Some(&error.to_string()), true);
                 }
                 Woken::Part(None) => {
+                    let complete = self.reading.as_ref().is_none_or(Reading::is_complete);
                     self.status().await;
-                    self.end("complete", None, false);
+                    if complete {
+                        self.end("complete", None, false);
+                    } else {
+                        // It may come back: so may the reader.
+                        self.end("unfinished", Some("a worker has not finished its log, and is not connected"), true);
+                    }
                 }
                 Woken::Changed(true) => self.status_due = Some(self.status_after.max(Instant::now())),
                 Woken::Changed(false) => self.watch = None,

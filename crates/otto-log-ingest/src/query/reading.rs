@@ -243,6 +243,10 @@ impl Reading {
     /// The runs that are read, as they are now.
     async fn runs(&mut self) -> Result<Vec<RunInfo>, QueryError> {
         let mut runs = self.query.store.runs(&self.wanted.task_id).await?;
+        // Numbers of runs are the store's: a place in another one (the volume was lost) leaves out nothing here.
+        if self.floor > 0 && self.wanted.token.as_ref().is_some_and(|token| !token.fits(&runs)) {
+            self.floor = 0;
+        }
         runs.retain(|run| {
             run.id.0 >= self.floor
                 && self.wanted.worker_id.as_ref().is_none_or(|worker| run.key.worker_id == *worker)
@@ -390,6 +394,11 @@ impl Reading {
             Some(until) if !connected => Some(until),
             _ => Some(Instant::now() + self.query.tail_linger),
         };
+    }
+
+    /// Nothing more can come. Once it is over and this is false, somebody was waited for in vain.
+    pub fn is_complete(&self) -> bool {
+        self.ends.complete
     }
 
     fn is_over(&self) -> bool {

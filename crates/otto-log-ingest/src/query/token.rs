@@ -38,6 +38,11 @@ fn question(task_id: &str, worker_id: &str, run_id: &str) -> [u8; 4] {
 }
 
 impl Token {
+    /// It was given by a store that has one of these runs, as far as can be told.
+    pub(crate) fn fits(&self, runs: &[otto_log_store::RunInfo]) -> bool {
+        self.positions.is_empty() || runs.iter().any(|run| self.next_of(run.id, &run.key).is_some())
+    }
+
     pub(crate) fn encode(&self, task_id: &str, worker_id: &str, run_id: &str) -> String {
         let mut bytes = Vec::with_capacity(16 + self.positions.len() * 8);
         bytes.push(VERSION);
