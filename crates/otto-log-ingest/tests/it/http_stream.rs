@@ -258,3 +258,24 @@ async fn a_new_worker_joins_the_stream_of_its_task() {
     }
     while events.until("status").await.data["task"]["workers"] != 2 {}
 }
+
+/// A worker that may come back is not the end of the log.
+#[tokio::test]
+async fn a_stream_that_waited_in_vain_is_not_called_complete() {
+    let server = Server::start(&["--tail-linger", "200ms"]).await;
+    let mut worker = Worker::connect(&server, "t", "w").await;
+    worker.print([("one\n", at(0))]).await;
+    let mut events = server.events(STREAM, None).await;
+    let id = events.until("lines").await.id.expect("a position");
+    server.report(vec![event("t", "", Type::TaskEnded, "")]).await;
+    drop(worker);
+    let end = events.until("end").await;
+    assert_eq!((&end.data["reason"], &end.data["resume"]), (&"unfinished".into(), &true.into()));
+    let mut worker = Worker::connect(&server, "t", "w").await;
+    let mut events = server.events(STREAM, Some(&id)).await;
+    worker.print([("two\n", at(1))]).await;
+    assert_eq!(sequences(&events.until("lines").await.data), [2]);
+    worker.finish(0).await;
+    let end = events.until("end").await;
+    assert_eq!((&end.data["reason"], &end.data["resume"]), (&"complete".into(), &false.into()));
+}
