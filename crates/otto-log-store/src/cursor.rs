@@ -169,6 +169,9 @@ impl Cursor {
                 Fetched::Item(item, end, rank) => {
                     (self.position, self.rank) = (end, rank);
                     self.ended = matches!(*item, Item::Finish(_));
+                    if let Item::Gap(gap) = &*item {
+                        self.shared.unreadable.met(self.run.0, gap);
+                    }
                     return Ok(Some(*item));
                 }
                 Fetched::Skipped(end, rank) => (self.position, self.rank) = (end, rank),

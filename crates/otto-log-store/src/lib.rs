@@ -63,6 +63,7 @@ mod shared;
 mod stage;
 mod store;
 mod types;
+mod unreadable;
 mod watch;
 mod writer;
 

@@ -12,6 +12,7 @@ use crate::index::Index;
 use crate::options::Options;
 use crate::queue::Queue;
 use crate::types::SYNC_BOUNDS_SECONDS;
+use crate::unreadable::Unreadable;
 use crate::watch::Watchers;
 
 pub(crate) struct Shared {
@@ -26,6 +27,7 @@ pub(crate) struct Shared {
     pub(crate) all_tasks: Watchers<()>,
     pub(crate) health: watch::Sender<Health>,
     pub(crate) counters: Counters,
+    pub(crate) unreadable: Unreadable,
     /// Why sealed segments cannot be taken into the index; empty: they can.
     pub(crate) index_blocked: Mutex<Option<Health>>,
     /// The store is being closed: nothing long is begun.
@@ -86,6 +88,7 @@ impl Shared {
             all_tasks: Watchers::new(),
             health: watch::channel(Health::Ok).0,
             counters: Counters::default(),
+            unreadable: Unreadable::default(),
             index_blocked: Mutex::default(),
             closing: AtomicBool::new(false),
             sealer: Mutex::default(),

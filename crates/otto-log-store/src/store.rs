@@ -289,7 +289,11 @@ impl Store {
     /// # Errors
     /// If the index cannot be read.
     pub async fn runs(&self, task_id: &str) -> Result<Vec<RunInfo>, ReadError> {
-        self.look_at_task(task_id, |task| Ok(task.runs()?.iter().map(crate::rows::RunRow::info).collect())).await
+        let shared = self.shared().clone();
+        self.look_at_task(task_id, move |task| {
+            Ok(task.runs()?.iter().map(|row| shared.unreadable.taken_from(row.info())).collect())
+        })
+        .await
     }
 
     /// One run; `None` if it is not known.
@@ -299,7 +303,7 @@ impl Store {
     pub async fn run(&self, run: RunId) -> Result<Option<RunInfo>, ReadError> {
         self.look(move |shared| {
             let lookup = shared.catalogue().run_lookup(run.0)?;
-            Ok(lookup.row()?.map(|row| row.info()))
+            Ok(lookup.row()?.map(|row| shared.unreadable.taken_from(row.info())))
         })
         .await
     }

@@ -65,8 +65,14 @@ pub(super) async fn raw(
         }
     };
 
-    let complete = parts.iter().all(|part| part.run.is_complete());
-    let missing: u64 = parts.iter().map(|part| part.run.missing_lines).sum();
+    // As they are known to be since they were measured: read from the first to the last line.
+    let (mut complete, mut missing) = (true, 0);
+    for part in &parts {
+        let run = shared.app.store.run(part.run.id).await?;
+        let run = run.as_ref().unwrap_or(&part.run);
+        complete &= run.is_complete();
+        missing += run.missing_lines;
+    }
     let reader = Reader { shared: shared.clone(), parts, source, span, at: 0, part: 0, cursor: None, _permit: permit };
     let body = Body::from_stream(stream::try_unfold(reader, async |mut reader| {
         Ok::<_, std::io::Error>(reader.next().await?.map(|bytes| (bytes, reader)))

@@ -149,6 +149,11 @@ fn damage_in_a_sealed_segment_is_a_gap_and_the_rest_is_served() {
             let (first, last, reason) = seen.gaps[0];
             assert_eq!((seen.gaps.len(), last - first, reason), (1, 49, Reason::Damaged), "round {round}");
             assert!(store.stats().damaged > 0);
+            // What a reader could not have is not said to be there any more.
+            let info = store.run(run).await.unwrap().unwrap();
+            assert_eq!((info.missing_lines, info.lines, info.gaps.len()), (50, 3950, 1));
+            let _ = read(&store, run, From::Sequence(first + 10)).await;
+            assert_eq!(store.runs("t").await.unwrap()[0].missing_lines, 50, "once");
         }
     });
 }
