@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::record::{ALIGN, FILE_HEADER, HEADER, Header, Kind, Place, may_begin};
+use crate::segment::is_unreadable;
 
 /// What was found, in order.
 pub(crate) enum Found<'a> {
@@ -141,10 +142,6 @@ struct Window<'a> {
 /// Read alone when a larger read fails: what disks lose at once.
 const SECTOR: u64 = 4 << 10;
 const STRETCH: usize = 128 << 10;
-
-fn is_unreadable(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
-}
 
 fn read(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     #[cfg(test)]

@@ -175,6 +175,11 @@ pub(crate) enum Loaded {
     NotCached,
 }
 
+/// The disk does not give what is there.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::IO.raw_os_error())
+}
+
 /// Reads one record.
 pub(crate) fn load(file: &File, place: Place, offset: u64, body_len: u32) -> io::Result<Loaded> {
     let mut buffer = vec![0; HEADER + body_len as usize];
@@ -182,7 +187,7 @@ pub(crate) fn load(file: &File, place: Place, offset: u64, body_len: u32) -> io:
         Ok(()) => Ok(check(buffer, place, offset)),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Loaded::Damaged),
         // A sector that cannot be read is damage, not a reason to stop reading the rest.
-        Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Ok(Loaded::Damaged),
+        Err(error) if is_unreadable(&error) => Ok(Loaded::Damaged),
         Err(error) => Err(error),
     }
 }

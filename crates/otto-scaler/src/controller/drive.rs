@@ -312,35 +312,32 @@ impl Controller {
 
     fn was_removed(&mut self, key: WorkerKey, result: &anyhow::Result<Removal>) {
         let now = self.clock.now();
-        let name = self.driver.worker_name(&key);
         if let Err(error) = result {
-            let error = format!("{error:#}");
-            tracing::debug!(worker = name, error, "an ended worker cannot be removed yet");
+            let (worker, error) = (self.driver.worker_name(&key), format!("{error:#}"));
+            tracing::debug!(worker, error, "an ended worker cannot be removed yet");
         }
-        let stays_after = self.options.policy.stop_again + LEAVES_WITHIN;
-        let metrics = self.metrics.clone();
-        if let Some(fact) = self.fact(&key) {
+        let attempt = (key.index, key.attempt);
+        let task = self.tasks.get_mut(&key.task_id);
+        if let Some(fact) = task.and_then(|task| task.facts.workers.get_mut(&attempt)) {
             fact.busy = false;
             fact.gone |= matches!(result, Ok(Removal::Gone));
             if matches!(result, Ok(Removal::Leaving)) && fact.lingers {
                 // Its node is off: what it took there is of use to nobody, and it is no reason to start fewer elsewhere.
                 let since = *fact.leaving_since.get_or_insert(now);
-                if since + stays_after <= now {
+                if since + self.options.policy.stop_again + LEAVES_WITHIN <= now {
                     tracing::warn!(
-                        worker = name,
+                        worker = self.driver.worker_name(&key),
                         node = fact.node_name,
                         "what is left of a worker is to go and stays, its node is off, perhaps; it does not take a place any more"
                     );
-                    count_lingering(&metrics, &mut fact.lingers, false);
+                    count_lingering(&self.metrics, &mut fact.lingers, false);
                     fact.abandoned = true;
+                    self.doors.room();
                 }
             }
             // Its log may not be drained yet: asked less and less often.
             let age = now - fact.ended_since.filter(|since| *since > 0).unwrap_or(now);
             fact.hold = (!fact.gone).then_some(now + (age / 2).clamp(5_000, 300_000));
-            if fact.abandoned {
-                self.doors.room();
-            }
         }
         self.dirty.insert(key.task_id);
     }

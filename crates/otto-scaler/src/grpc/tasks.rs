@@ -117,8 +117,9 @@ fn waiting(record: &Record) -> Option<String> {
 
 /// Why it failed or was cancelled; while it has not ended, first what keeps it.
 fn why(record: &Record) -> String {
-    let keeps = || trouble(record).filter(|_| !record.phase.is_terminal());
-    keeps().or_else(|| record.error.clone()).or_else(|| trouble(record)).or_else(|| waiting(record)).unwrap_or_default()
+    let (error, trouble) = (record.error.clone(), trouble(record));
+    let why = if record.phase.is_terminal() { error.or(trouble) } else { trouble.or(error) };
+    why.or_else(|| waiting(record)).unwrap_or_default()
 }
 
 fn message(record: &Record) -> proto::Task {

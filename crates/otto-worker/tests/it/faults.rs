@@ -163,6 +163,16 @@ async fn what_was_refused_is_still_known_when_another_drains_the_spool() {
     assert_eq!(server.complete_without_digest().await.messages(), ["a", "c"]);
 }
 
+/// The agent has heard that the server has everything up to this line.
+async fn knows(setup: &Setup, sequence: u64) {
+    eventually("the agent knows", || {
+        let runs = std::fs::read_dir(setup.spool()).into_iter().flatten();
+        let mut acked = runs.flatten().filter_map(|run| std::fs::read(run.path().join("acked")).ok());
+        acked.any(|acked| acked.starts_with(&sequence.to_le_bytes())).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn data_that_the_server_lost_is_sent_again() {
     let mut server = Server::start().await;
@@ -170,12 +180,7 @@ async fn data_that_the_server_lost_is_sent_again() {
     let agent = setup.start_script("seq 1 10; while [ ! -e go ]; do sleep 0.01; done; seq 11 20");
     eventually("ten lines", || server.store.lock().runs.values().next().filter(|run| run.lines.len() == 10).map(drop))
         .await;
-    eventually("the agent knows", || {
-        let runs = std::fs::read_dir(setup.spool()).unwrap();
-        let mut acked = runs.flatten().filter_map(|run| std::fs::read(run.path().join("acked")).ok());
-        acked.any(|acked| acked.starts_with(&10_u64.to_le_bytes())).then_some(())
-    })
-    .await;
+    knows(&setup, 10).await;
     server.vanish();
     lose_everything(&server.store);
     std::fs::write(setup.path("go"), "").unwrap();
@@ -194,12 +199,7 @@ async fn data_that_is_nowhere_any_more_is_a_gap() {
     let flags = ["--tee", "false", "--spool-bytes", "1MiB", "--compression", "none"];
     let setup = Setup::new(&server.url()).flags(&flags);
     let agent = setup.start_script("seq 1 200000; while [ ! -e go ]; do sleep 0.01; done; seq 200001 200020");
-    eventually("the agent knows", || {
-        let runs = std::fs::read_dir(setup.spool()).into_iter().flatten();
-        let mut acked = runs.flatten().filter_map(|run| std::fs::read(run.path().join("acked")).ok());
-        acked.any(|acked| acked.starts_with(&200_000_u64.to_le_bytes())).then_some(())
-    })
-    .await;
+    knows(&setup, 200_000).await;
     server.vanish();
     lose_everything(&server.store);
     std::fs::write(setup.path("go"), "").unwrap();

@@ -2,14 +2,22 @@
 
 use super::*;
 
+async fn runs(f: &Fixture, task: &str) {
+    changed(f.up(task, 1).await);
+    f.until_created(task, 0, 1).await;
+    f.driver.start(&key(task, 0, 1));
+}
+
+async fn succeeds(f: &Fixture, task: &str) {
+    runs(f, task).await;
+    f.driver.end(&key(task, 0, 1), Class::Success);
+    f.until_phase(task, Phase::Succeeded).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_deleted_before_the_workers_are_known() {
     let f = fresh().await;
-    changed(f.up("a", 1).await);
-    f.until_created("a", 0, 1).await;
-    f.driver.start(&key("a", 0, 1));
-    f.driver.end(&key("a", 0, 1), Class::Success);
-    f.until_phase("a", Phase::Succeeded).await;
+    succeeds(&f, "a").await;
     let (store, driver) = f.kill().await;
 
     driver.list_fails.store(true, Ordering::Relaxed);
@@ -29,21 +37,14 @@ async fn nothing_is_deleted_before_the_workers_are_known() {
 #[tokio::test(start_paused = true)]
 async fn a_deletion_tries_at_once_what_was_to_be_tried_later() {
     let f = fresh().await;
-    let ended = async |task: &str| {
-        changed(f.up(task, 1).await);
-        f.until_created(task, 0, 1).await;
-        f.driver.start(&key(task, 0, 1));
-    };
     // Its log was not delivered when it was to be removed, and is by now.
-    ended("a").await;
-    f.driver.end(&key("a", 0, 1), Class::Success);
-    f.until_phase("a", Phase::Succeeded).await;
+    succeeds(&f, "a").await;
     f.driver.remove_fails.store(true, Ordering::Relaxed);
     assert!(matches!(f.handle.delete("a".into()).await, Err(DeleteError::Remains(_))));
     f.driver.remove_fails.store(false, Ordering::Relaxed);
     f.handle.delete("a".into()).await.unwrap();
     // The answer to its stop was lost.
-    ended("b").await;
+    runs(&f, "b").await;
     f.driver.stop_mumbles.store(true, Ordering::Relaxed);
     changed(f.down("b", 0).await);
     f.until_phase("b", Phase::Cancelled).await;
@@ -115,11 +116,7 @@ async fn some_that_cannot_be_forgotten_keep_no_others() {
 #[tokio::test(start_paused = true)]
 async fn a_later_task_of_the_same_name_is_not_a_loss() {
     let f = fresh().await;
-    changed(f.up("a", 1).await);
-    f.until_created("a", 0, 1).await;
-    f.driver.start(&key("a", 0, 1));
-    f.driver.end(&key("a", 0, 1), Class::Success);
-    f.until_phase("a", Phase::Succeeded).await;
+    succeeds(&f, "a").await;
     f.until("it is removed", |f| f.driver.state(&key("a", 0, 1)).is_none()).await;
     {
         let mut records = f.store.records.lock().unwrap();
