@@ -64,6 +64,8 @@ pub(super) struct Store {
     shedding: bool,
     /// The lines of this read are dropped.
     drop_read: bool,
+    /// The lines there are are errors.
+    important: bool,
     dropped: u64,
     told_full: bool,
 }
@@ -85,6 +87,7 @@ impl Store {
             gap: None,
             shedding: false,
             drop_read: false,
+            important: false,
             dropped: 0,
             told_full: false,
         }
@@ -110,9 +113,13 @@ impl Store {
             self.drop_lines(self.first_sequence + lines - 1);
             return;
         }
-        if !self.builder.fits(bytes.len()) {
+        let important = attributes.level >= LogLevel::Error;
+        // Where little room is left, errors are not to be in one block with what does not get in.
+        let apart = important != self.important && self.on_full == OnFull::Drop && self.spool.fill() >= SHED_UNTIL;
+        if apart || !self.builder.fits(bytes.len()) {
             self.flush(stop);
         }
+        self.important = important;
         if self.first_at.is_none() {
             self.first_at = Some(Instant::now());
             self.digest_before = self.digest.clone();
